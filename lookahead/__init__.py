@@ -1,0 +1,72 @@
+"""Exact lookahead and n-gram decoding for Hugging Face models: code and JSON faster, not one token changed."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lookahead.draft import Draft
+    from lookahead.drafter import Drafter
+    from lookahead.engine import Lookahead, generate
+    from lookahead.errors import (
+        InvalidArgument,
+        InvalidDraft,
+        InvalidInput,
+        LookaheadError,
+        UnsupportedArgument,
+        UnsupportedCache,
+        UnsupportedModel,
+    )
+    from lookahead.grow import Grower
+    from lookahead.trace import Pass, Run, Step
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Draft": "draft",
+    "Drafter": "drafter",
+    "Grower": "grow",
+    "InvalidArgument": "errors",
+    "InvalidDraft": "errors",
+    "InvalidInput": "errors",
+    "Lookahead": "engine",
+    "LookaheadError": "errors",
+    "Pass": "trace",
+    "Run": "trace",
+    "Step": "trace",
+    "UnsupportedArgument": "errors",
+    "UnsupportedCache": "errors",
+    "UnsupportedModel": "errors",
+    "generate": "engine",
+}
+__all__ = [
+    "Draft",
+    "Drafter",
+    "Grower",
+    "InvalidArgument",
+    "InvalidDraft",
+    "InvalidInput",
+    "Lookahead",
+    "LookaheadError",
+    "Pass",
+    "Run",
+    "Step",
+    "UnsupportedArgument",
+    "UnsupportedCache",
+    "UnsupportedModel",
+    "generate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `import lookahead` loads neither torch nor numba."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'lookahead' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"lookahead.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,207 @@
+"""The key-value cache that takes the rows of a whole token tree and keeps those of the accepted path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from lookahead.errors import UnsupportedCache
+
+BLOCK = 128  # slots; a buffer grows by a quarter of itself, and by no less than this
+REALIGN = 128  # slots; holes are closed when they are this many and half of what was generated
+
+
+class TreeLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values of one attention layer in a buffer that is longer than what it holds.
+
+    The first `used` slots are kept; a pass writes its rows behind them and they count only once they are kept.
+    """
+
+    is_croppable = False
+
+    def __init__(self, keys: Tensor, values: Tensor, room: int) -> None:
+        super().__init__()
+        self.used = keys.shape[-2]
+        self.dtype, self.device = keys.dtype, keys.device
+        self._keys = _enlarged(keys, self.used, self.used + room)
+        self._values = _enlarged(values, self.used, self.used + room)
+        self.is_initialized = True
+        self._show(self.used)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write [B, H, N, D] rows behind the kept ones and return kept and new rows, [B, H, used + N, D]."""
+        end = self.used + key_states.shape[-2]
+        if end > self._keys.shape[-2]:
+            slots = end + max(BLOCK, end // 4)
+            self._keys = _enlarged(self._keys, self.used, slots)
+            self._values = _enlarged(self._values, self.used, slots)
+        self._keys[:, :, self.used : end] = key_states
+        self._values[:, :, self.used : end] = value_states
+        self._show(end)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        return self.used
+
+    def keep(self, nodes: Tensor | None, count: int) -> None:
+        """Keep `count` slots of the pass: slot i takes the row of `nodes[b, i]` ([B, count]; None: the first rows)."""
+        if nodes is not None:
+            tail = slice(self.used, self.used + count)
+            for buffer in (self._keys, self._values):
+                buffer[:, :, tail] = _rows(buffer[:, :, self.used :], nodes.to(buffer.device))
+        self.used += count
+        self._show(self.used)
+
+    def realign(self, slots: Tensor, start: int, count: int) -> None:
+        """Move the slots `slots[b]` ([B, count]) to `start`, so that `start + count` slots are used."""
+        for buffer in (self._keys, self._values):
+            buffer[:, :, start : start + count] = _rows(buffer, slots.to(buffer.device))
+        self.used = start + count
+        self._show(self.used)
+
+    def ordinary(self, slots: Tensor | None, start: int, count: int) -> tuple[Tensor, Tensor]:
+        """Return fresh keys and values of the first `start` slots followed by `slots` ([B, count]; None: the next ones)."""
+        parts = []
+        for buffer in (self._keys, self._values):
+            if slots is None:
+                parts.append(buffer[:, :, : start + count].clone())
+            else:
+                parts.append(torch.cat([buffer[:, :, :start], _rows(buffer, slots.to(buffer.device))], dim=-2))
+        return parts[0], parts[1]
+
+    def _show(self, end: int) -> None:
+        self.keys, self.values = self._keys[:, :, :end], self._values[:, :, :end]
+
+
+class TreeCache(Cache):  # type: ignore[misc]
+    """A `transformers` cache for verifying token trees, one per batch row.
+
+    All rows share the slots; a row that accepts less than another leaves *holes*, which the mask hides
+    (`valid_slots`). Holes are closed now and then by `realign`. The prompt's slots never move.
+
+    Args:
+        cache: the ordinary cache after the prefill; its tensors are taken over, layer by layer.
+        rows: the batch size.
+        room: slots to allocate beyond the prompt; more are added when needed.
+    """
+
+    def __init__(self, cache: DynamicCache, *, rows: int, room: int) -> None:
+        require_ordinary(cache)
+        layers = []
+        for layer in cache.layers:
+            layers.append(TreeLayer(layer.keys, layer.values, room))
+            layer.keys = layer.values = None
+        super().__init__(layers=layers)
+        self.prompt = self.used
+        self._slots: list[list[int]] = [[] for _ in range(rows)]
+
+    @property
+    def used(self) -> int:
+        """Slots in use, holes included."""
+        return int(self.layers[0].used)
+
+    @property
+    def has_holes(self) -> bool:
+        """Whether some row does not hold all slots behind the prompt."""
+        return any(len(slots) != self.used - self.prompt for slots in self._slots)
+
+    def generated(self, row: int) -> list[int]:
+        """Return the slots behind the prompt that hold the tokens of `row`, in order."""
+        return self._slots[row]
+
+    def keep(self, paths: Sequence[Sequence[int]]) -> None:
+        """Keep, for each batch row, the pass's rows at `paths[b]` (node numbers, in order); drop all others."""
+        count = max(len(path) for path in paths)
+        if count == 0:
+            return
+        start = self.used
+        nodes = None
+        if any(list(path) != list(range(len(path))) for path in paths):
+            table = np.tile(np.arange(count), (len(paths), 1))
+            for row, path in enumerate(paths):
+                table[row, : len(path)] = path
+            nodes = self._index(table)
+        for layer in self.layers:
+            layer.keep(nodes, count)
+        for slots, path in zip(self._slots, paths, strict=True):
+            slots.extend(range(start, start + len(path)))
+
+    def drop(self, row: int, count: int) -> list[int]:
+        """Forget the last `count` tokens of `row` and return their slots, which are holes from now on."""
+        kept = len(self._slots[row]) - count
+        dropped = self._slots[row][kept:]
+        del self._slots[row][kept:]
+        return dropped
+
+    def wants_realign(self) -> bool:
+        """Whether holes take enough of the cache that closing them pays."""
+        generated = self.used - self.prompt
+        longest = max(len(slots) for slots in self._slots)
+        return generated - longest >= REALIGN and 2 * longest <= generated
+
+    def realign(self) -> None:
+        """Move every row's slots together, right behind the prompt."""
+        count = max(len(slots) for slots in self._slots)
+        table = self._padded(count)
+        index = self._index(table)
+        for layer in self.layers:
+            layer.realign(index, self.prompt, count)
+        self._slots = [list(range(self.prompt, self.prompt + len(slots))) for slots in self._slots]
+
+    def give_back(self, cache: DynamicCache, tokens: int) -> None:
+        """Fill `cache` with the prompt and the first `tokens` generated tokens of every row, as a plain run would.
+
+        Rows that hold fewer tokens cannot be expressed in an ordinary cache: callers see to it that all have them.
+        """
+        dense = all(slots[:tokens] == list(range(self.prompt, self.prompt + tokens)) for slots in self._slots)
+        index = None if dense else self._index(self._padded(tokens))
+        for layer, target in zip(self.layers, cache.layers, strict=True):
+            target.keys, target.values = layer.ordinary(index, self.prompt, tokens)
+
+    def _padded(self, count: int) -> NDArray[np.int64]:
+        table = np.zeros((len(self._slots), count), np.int64)
+        for row, slots in enumerate(self._slots):
+            table[row, : min(count, len(slots))] = slots[:count]
+        return table
+
+    def _index(self, table: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(table).to(self.layers[0].device)
+
+
+def require_ordinary(cache: object) -> None:
+    """Raise `UnsupportedCache` unless `cache` is a `DynamicCache` whose layers all keep every position."""
+    kind = type(cache).__name__
+    advice = "leave past_key_values and cache_implementation out, pass a DynamicCache, or call model.generate()"
+    if type(cache) is not DynamicCache:
+        raise UnsupportedCache(f"the cache is a {kind}, which cannot drop rejected tokens here; {advice}")
+    if getattr(cache, "offloading", False):
+        raise UnsupportedCache(f"the cache is offloaded, which is not supported here; {advice}")
+    for i, layer in enumerate(cache.layers):
+        if type(layer) is not DynamicLayer:
+            name = type(layer).__name__
+            raise UnsupportedCache(
+                f"layer {i} of the {kind} is a {name}, which cannot drop rejected tokens; "
+                "load the model with full attention in every layer, or call model.generate()"
+            )
+
+
+def _enlarged(states: Tensor, used: int, slots: int) -> Tensor:
+    """Return a buffer of `slots` slots that starts with the first `used` of `states` ([B, H, S, D])."""
+    batch, heads, _, width = states.shape
+    buffer = states.new_zeros((batch, heads, slots, width))
+    buffer[:, :, :used] = states[:, :, :used]
+    return buffer
+
+
+def _rows(states: Tensor, index: Tensor) -> Tensor:
+    """Return [B, H, K, D]: for each batch row the slots `index[b]` ([B, K]) of `states` ([B, H, S, D])."""
+    if index.shape[0] == 1:
+        return states.index_select(2, index[0])
+    shape = (-1, states.shape[1], -1, states.shape[3])
+    return states.gather(2, index[:, None, :, None].expand(shape))

@@ -1,0 +1,112 @@
+"""The loop: propose, forward, walk, keep, observe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from lookahead.draft import Draft
+from lookahead.drafter import Drafter
+from lookahead.errors import InvalidDraft
+from lookahead.progress import Contexts, Progress
+from lookahead.sampling import Sampler
+from lookahead.target import Target
+from lookahead.trace import Pass, Step
+from lookahead.verify import walk
+
+TOP = 8  # successors of every node that drafters may learn from
+
+
+class Decoder:
+    """Decodes one batch from the logits of its prefill to the end.
+
+    Args:
+        drafters: one a row; empty for plain decoding.
+        nodes: nodes that each row may spend a pass.
+        vocab: drafted tokens must be smaller.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        sampler: Sampler,
+        progress: Progress,
+        contexts: Contexts,
+        drafters: Sequence[Drafter],
+        *,
+        nodes: int,
+        vocab: int,
+        pad: int | None,
+    ) -> None:
+        self._target, self._sampler, self._progress, self._contexts = target, sampler, progress, contexts
+        self._drafters, self._nodes, self._vocab, self._pad = drafters, nodes, vocab, pad
+        self.passes: list[Pass] = []
+
+    def run(self, prefill: Tensor) -> None:
+        """Generate until every row is done. `prefill`: [B, 1, V], the logits after the prompt."""
+        self._sampler.load(prefill, 0)
+        walk([Draft.root(0)] * self._progress.rows, self._sampler, self._progress)
+        for row in range(self._progress.rows):
+            self._contexts.extend(row, 0, self._progress.new_tokens(row, 0))
+        while not self._progress.done:
+            self.passes.append(self.step())
+
+    def step(self) -> Pass:
+        """Run one pass over the trees of all rows."""
+        progress, starts, begin = self._progress, list(self._progress.length), time.perf_counter()
+        drafts = [self._propose(row) for row in range(progress.rows)]
+        proposed = time.perf_counter()
+        logits = self._target.forward(drafts, [start - 1 for start in starts])
+        ran = time.perf_counter()
+        best = self._sampler.load(logits, TOP if self._drafters else 0)
+        paths = walk(drafts, self._sampler, progress)
+        self._keep(paths, starts)
+        if best is not None:
+            self._observe(drafts, paths, starts, best)
+        accepted = tuple(max(progress.length[row] - starts[row], 0) for row in range(progress.rows))
+        size = max(len(draft) for draft in drafts)
+        return Pass(size, accepted, proposed - begin, ran - proposed, time.perf_counter() - ran)
+
+    def _propose(self, row: int) -> Draft:
+        progress = self._progress
+        last, depth = progress.last(row), progress.remaining(row) - 1
+        if not self._drafters or not progress.is_open(row) or depth < 1:
+            return Draft.root(last)
+        if progress.is_padding(row):
+            return Draft.chain([last] + [self._pad or 0] * min(self._nodes, depth))
+        draft = self._drafters[row].propose(self._contexts.view(row, progress.length[row]), self._nodes)
+        return self._checked(draft, last, row).deduplicate().cut(self._nodes, depth=depth)
+
+    def _checked(self, draft: Draft, last: int, row: int) -> Draft:
+        name = type(self._drafters[row]).__name__
+        if not isinstance(draft, Draft):
+            raise InvalidDraft(f"{name}.propose() returned {type(draft).__name__}; return a lookahead.Draft")
+        if int(draft.tokens[0]) != last:
+            raise InvalidDraft(f"{name} drafted under token {draft.tokens[0]}, but the last token is {last} (context[-1])")
+        if int(draft.tokens.max()) >= self._vocab:
+            raise InvalidDraft(f"{name} drafted token {draft.tokens.max()}; the model has {self._vocab} tokens")
+        return draft
+
+    def _keep(self, paths: list[list[int]], starts: list[int]) -> None:
+        """Keep the rows of tokens that are still there and have a successor; a taken-back token may go further back."""
+        counts = [self._progress.length[row] - starts[row] for row in range(len(paths))]
+        kept = [path[: max(count, 0)] for path, count in zip(paths, counts, strict=True)]
+        self._target.keep(kept)
+        for row, count in enumerate(counts):
+            if count < 0:
+                self._target.drop(row, -count)
+
+    def _observe(self, drafts: list[Draft], paths: list[list[int]], starts: list[int], best: Any) -> None:
+        size = best[0].shape[0] // len(drafts)
+        for row, (draft, path, start) in enumerate(zip(drafts, paths, starts, strict=True)):
+            tokens = self._progress.new_tokens(row, start)
+            self._contexts.extend(row, start, tokens)
+            if len(tokens) == 0 or self._progress.is_padding(row):
+                continue
+            nodes = slice(row * size, row * size + len(draft))
+            kept = np.array(path[: len(tokens)], np.int32)
+            self._drafters[row].observe(Step(row, draft, kept, tokens, best[0][nodes], best[1][nodes]))

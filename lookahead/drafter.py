@@ -1,0 +1,33 @@
+"""The outer interface of whatever proposes drafts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from lookahead.draft import Draft, IntArray
+from lookahead.trace import Step
+
+
+class Drafter(ABC):
+    """Proposes token trees for one batch row; may be wrong at will, since a draft is only ever compared.
+
+    Bring your own by writing `propose`. A drafter that keeps state per row overrides `start` and returns a fresh
+    object for each row; what should outlive a request stays in the drafter that the user holds.
+    """
+
+    def start(self, context: IntArray) -> Drafter:
+        """Return the drafter of one row whose context so far is `context` ([L] int32, padding left out)."""
+        return self
+
+    @abstractmethod
+    def propose(self, context: IntArray, budget: int) -> Draft:
+        """Return a draft of at most `budget` nodes below the root.
+
+        Args:
+            context: [L] int32, prompt and committed tokens of this row; `context[-1]` is the draft's node 0. A
+                read-only view that is valid during the call only.
+            budget: nodes that the step may spend; what is above it is cut by path weight.
+        """
+
+    def observe(self, step: Step) -> None:  # noqa: B027 - learning is optional
+        """Learn from a verified step; called once a row and pass, after the tokens of the step are committed."""

@@ -1,0 +1,195 @@
+"""Picking a token from logits exactly as plain `generate()` does, for batch rows that run ahead of each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers.generation import logits_process as hf
+
+from lookahead.draft import FloatArray, IntArray
+from lookahead.topk import best_tokens
+
+# Pure functions of one row of scores: they may see all nodes at once, in any order.
+ROW_PURE = {
+    hf.TemperatureLogitsWarper, hf.TopKLogitsWarper, hf.TopPLogitsWarper, hf.MinPLogitsWarper, hf.TypicalLogitsWarper,
+    hf.EpsilonLogitsWarper, hf.EtaLogitsWarper, hf.InfNanRemoveLogitsProcessor, hf.LogitNormalization,
+    hf.SuppressTokensLogitsProcessor,
+}  # fmt: skip
+# Pure functions of one row of scores and that row's tokens: rows of a batch may be asked at different times.
+ROW_LOCAL = ROW_PURE | {
+    hf.MinLengthLogitsProcessor, hf.MinNewTokensLengthLogitsProcessor, hf.RepetitionPenaltyLogitsProcessor,
+    hf.EncoderRepetitionPenaltyLogitsProcessor, hf.NoRepeatNGramLogitsProcessor, hf.EncoderNoRepeatNGramLogitsProcessor,
+    hf.SequenceBiasLogitsProcessor, hf.NoBadWordsLogitsProcessor, hf.ForcedBOSTokenLogitsProcessor,
+    hf.ForcedEOSTokenLogitsProcessor, hf.ExponentialDecayLengthPenalty, hf.SuppressTokensAtBeginLogitsProcessor,
+}  # fmt: skip
+ALL_NODES_LIMIT = 1 << 16  # scores; on a CPU, processing more nodes than are visited costs more than calls save
+
+
+class Recorder(Protocol):
+    """Takes what `generate()` returns as scores and logits."""
+
+    def record(self, column: int, row: int, scores: Tensor, logits: Tensor) -> None:
+        """Take the processed scores [V] and raw logits [V] from which token `column` of `row` was picked."""
+
+
+class NoiseLedger:
+    """The exponential noise of sampling, one [B, V] block a column, drawn in column order and kept while needed.
+
+    `torch.multinomial(p, 1)` is `argmax(p / q)` with q drawn by `exponential_`, so a row that runs ahead can use the
+    block of its own column. What was drawn and never used goes back to the generator.
+    """
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self._rows, self._device = rows, device
+        self._blocks: dict[int, Tensor] = {}
+        self._states: dict[int, Tensor] = {}
+        self._drawn = 0
+
+    def noise(self, column: int, vocab: int) -> Tensor:
+        """Return the [B, V] noise of `column`; draws all columns up to it."""
+        while self._drawn <= column:
+            self._states[self._drawn] = generator_state(self._device)
+            block = torch.empty((self._rows, vocab), dtype=torch.float32, device=self._device)
+            self._blocks[self._drawn] = block.exponential_(1)
+            self._drawn += 1
+        return self._blocks[column]
+
+    def release(self, columns: int) -> None:
+        """Forget the noise of all columns before `columns`; every row has used it."""
+        for column in [c for c in self._blocks if c < columns]:
+            del self._blocks[column], self._states[column]
+
+    def rewind(self, columns: int) -> None:
+        """Leave the generator as if exactly `columns` columns had been drawn."""
+        if self._drawn > columns:
+            set_generator_state(self._device, self._states[columns])
+            self._drawn = columns
+
+
+class Sampler:
+    """Picks tokens from the logits of verified nodes.
+
+    Args:
+        processors: the prepared `LogitsProcessorList`.
+        do_sample: draw from the softmax, or take the largest score.
+        rows: the batch size.
+        device: where plain `generate()` processes scores, the device of `input_ids`.
+        recorder: receives scores and logits, where the caller returns them.
+
+    Attributes:
+        lockstep: whether all rows have to be picked together, column by column: a processor that may look at other rows or
+            keep state is called once a column, in order, as plain `generate()` calls it.
+    """
+
+    def __init__(
+        self, processors: Any, *, do_sample: bool, rows: int, device: torch.device, recorder: Recorder | None = None
+    ) -> None:
+        self._processors, self._sample, self._rows, self._device = processors, do_sample, rows, device
+        self._recorder = recorder
+        kinds = {type(p) for p in processors}
+        self._pure = bool(processors) and kinds <= ROW_PURE
+        self._direct = not processors and not do_sample and recorder is None
+        ledger = do_sample and rows > 1 and kinds <= ROW_LOCAL and draws_match(device)
+        self._ledger = NoiseLedger(rows, device) if ledger else None
+        self.lockstep = rows > 1 and (not kinds <= ROW_LOCAL or (do_sample and self._ledger is None))
+        self._logits: Tensor
+        self._scores: Tensor | None = None
+        self._picks: list[list[int]] = []
+
+    def load(self, logits: Tensor, top: int) -> tuple[IntArray, FloatArray] | None:
+        """Take the logits [B, N, V] of a pass; return the `top` best successors of all B * N nodes when top > 0."""
+        self._logits, self._scores = logits, None
+        flat = logits.flatten(0, 1)
+        best = best_tokens(flat.float(), top) if top else None
+        if self._direct:
+            first = best[0][:, 0] if best else flat.float().argmax(-1).cpu().numpy()
+            self._picks = first.reshape(logits.shape[:2]).tolist()
+        elif self._pure and (flat.device.type != "cpu" or flat.numel() <= ALL_NODES_LIMIT):
+            scores = self._processors(None, self._as_plain(flat))
+            self._scores = scores.view(logits.shape)
+        return best
+
+    def pick(self, column: int, nodes: Mapping[int, int], ids: Tensor | None) -> dict[int, int]:
+        """Return the token that plain `generate()` picks at `column` for each row of `nodes` (row → node of its draft).
+
+        Args:
+            ids: [B, L] all tokens before `column`; only the rows in `nodes` need to be right. None is fine where
+                `needs_ids` is false.
+        """
+        if self._direct:
+            return {row: self._picks[row][node] for row, node in nodes.items()}
+        index = torch.tensor([nodes.get(row, 0) for row in range(self._rows)])
+        every = torch.arange(self._rows)
+        raw = self._as_plain(self._logits[every, index])
+        scores = self._processors(ids, raw) if self._scores is None else self._scores[every, index]
+        if self._recorder is not None:
+            for row in nodes:
+                self._recorder.record(column, row, scores[row], raw[row])
+        tokens = self._draw(column, scores, list(nodes)) if self._sample else scores.argmax(-1)
+        picked = tokens.tolist()
+        return {row: picked[row] for row in nodes}
+
+    @property
+    def needs_ids(self) -> bool:
+        """Whether `pick` looks at the tokens so far."""
+        return bool(self._processors) and not self._pure
+
+    def release(self, columns: int) -> None:
+        """Tell that `columns` columns are settled and will not be asked for again."""
+        if self._ledger is not None:
+            self._ledger.release(columns)
+
+    def finish(self, columns: int) -> None:
+        """Leave the random generator where plain `generate()` leaves it after `columns` columns."""
+        if self._ledger is not None:
+            self._ledger.rewind(columns)
+
+    def _as_plain(self, logits: Tensor) -> Tensor:
+        return logits.to(copy=True, dtype=torch.float32, device=self._device)
+
+    def _draw(self, column: int, scores: Tensor, rows: list[int]) -> Tensor:
+        probs = torch.nn.functional.softmax(scores, dim=-1)
+        if self._ledger is None:
+            others = [row for row in range(self._rows) if row not in rows]
+            probs[others] = 1.0  # rows that pick nothing still take their noise, whatever their scores are
+            return torch.multinomial(probs, num_samples=1).squeeze(1)
+        if not bool(torch.isfinite(probs[rows]).all()):
+            raise RuntimeError("probability tensor contains either `inf`, `nan` or element < 0")
+        return (probs / self._ledger.noise(column, probs.shape[-1])).argmax(-1)
+
+
+_DRAWS_MATCH: dict[tuple[str, int | None], bool] = {}
+
+
+def draws_match(device: torch.device) -> bool:
+    """Whether `torch.multinomial` on `device` is the exponential race that `NoiseLedger` replays; tried once a device."""
+    key = (device.type, device.index)
+    if key not in _DRAWS_MATCH:
+        state = generator_state(device)
+        probs = torch.linspace(1, 2, 3 * 257, device=device).view(3, 257).softmax(-1)
+        plain = torch.multinomial(probs, 1).squeeze(1)
+        after = generator_state(device)
+        set_generator_state(device, state)
+        raced = (probs / torch.empty_like(probs).exponential_(1)).argmax(-1)
+        same = torch.equal(plain, raced) and torch.equal(after, generator_state(device))
+        set_generator_state(device, state)
+        _DRAWS_MATCH[key] = same
+    return _DRAWS_MATCH[key]
+
+
+def generator_state(device: torch.device) -> Tensor:
+    """Return a copy of the state of the generator that sampling on `device` draws from."""
+    if device.type == "cpu":
+        return torch.get_rng_state()
+    return getattr(torch, device.type).get_rng_state(device)  # type: ignore[no-any-return]
+
+
+def set_generator_state(device: torch.device, state: Tensor) -> None:
+    """Put back what `generator_state` returned."""
+    if device.type == "cpu":
+        torch.set_rng_state(state)
+    else:
+        getattr(torch, device.type).set_rng_state(state, device)

@@ -1,0 +1,143 @@
+"""The model behind one call: a batch of token trees in, the logits of all nodes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from lookahead.cache import TreeCache
+from lookahead.draft import Draft
+
+
+class TreeMask:
+    """The additive attention mask of a pass, [B, 1, N, S + N], kept up to date instead of built anew.
+
+    Columns of kept slots change only when slots are kept, dropped or moved; the square of the tree is written each pass.
+
+    Args:
+        prompt_mask: [B, P] bool, true where the prompt holds a token and not padding.
+    """
+
+    def __init__(self, prompt_mask: Tensor, dtype: torch.dtype) -> None:
+        self.hidden = torch.finfo(dtype).min
+        batch, self.prompt = prompt_mask.shape
+        self.buffer = torch.full((batch, 1, 1, self.prompt), self.hidden, dtype=dtype, device=prompt_mask.device)
+        self.buffer[:, 0, 0, :].masked_fill_(prompt_mask, 0)
+
+    def tree(self, ancestors: Tensor, used: int) -> Tensor:
+        """Return the mask for trees with `ancestors` ([B, N, N] bool) behind `used` slots."""
+        rows = ancestors.shape[-1]
+        self._reserve(rows, used + rows)
+        square = self.buffer[:, 0, :rows, used : used + rows]
+        square.fill_(self.hidden).masked_fill_(ancestors, 0)
+        return self.buffer[:, :, :rows, : used + rows]
+
+    def hide(self, row: int, slots: Sequence[int]) -> None:
+        """Hide `slots` from batch row `row`."""
+        self.buffer[row, :, :, list(slots)] = self.hidden
+
+    def keep(self, counts: Sequence[int], used: int) -> None:
+        """Show, behind `used` slots, the next `counts[b]` to row b and hide the rest of those any row kept."""
+        most = max(counts)
+        self._reserve(1, used + most)
+        self.buffer[..., used : used + most] = 0
+        for row, count in enumerate(counts):
+            if count < most:
+                self.buffer[row, :, :, used + count : used + most] = self.hidden
+
+    def realign(self, counts: Sequence[int]) -> None:
+        """Show the first `counts[b]` slots behind the prompt to row b and hide all later ones."""
+        self.buffer[..., self.prompt :] = self.hidden
+        self.keep(counts, self.prompt)
+
+    def _reserve(self, rows: int, columns: int) -> None:
+        """Grow the buffer; the row stride stays a multiple of 16, which fused GPU kernels ask for."""
+        batch, _, have_rows, have = self.buffer.shape
+        if rows <= have_rows and columns <= have:
+            return
+        wide = have if columns <= have else -(-(columns + max(256, columns // 4)) // 16) * 16
+        new = self.buffer.new_full((batch, 1, max(rows, have_rows), wide), self.hidden)
+        new[..., :have] = self.buffer[:, :, :1].expand(-1, -1, new.shape[2], -1)
+        self.buffer = new
+
+
+class Target:
+    """Runs trees through a model and keeps what was accepted.
+
+    Args:
+        model: a causal language model of a served family (`families.py`).
+        cache: its ordinary cache after the prefill; taken over until `give_back`.
+        prompt_mask: [B, P] bool over all cached positions; None when nothing is padding.
+        last_position: [B] int64, the position id of the last prompt token of each row.
+        room: slots to allocate for generated tokens.
+    """
+
+    def __init__(self, model: Any, cache: DynamicCache, prompt_mask: Tensor | None, last_position: Tensor, room: int) -> None:
+        self._model = model
+        rows = last_position.shape[0]
+        self.cache = TreeCache(cache, rows=rows, room=room)
+        self._padded = prompt_mask is not None
+        if prompt_mask is None:
+            prompt_mask = torch.ones((rows, self.cache.prompt), dtype=torch.bool, device=model.device)
+        self._mask = TreeMask(prompt_mask.to(model.device), model.dtype)
+        self._next_position = last_position.cpu().numpy() + 1
+
+    def forward(self, drafts: Sequence[Draft], columns: Sequence[int]) -> Tensor:
+        """Return the logits [B, N, V] of all nodes of all drafts; rows with fewer nodes are padded at the end.
+
+        Args:
+            drafts: one tree a row.
+            columns: for each row, how many tokens were generated before its node 0.
+        """
+        size = max(len(draft) for draft in drafts)
+        inputs = np.zeros((2, len(drafts), size), np.int64)
+        for row, draft in enumerate(drafts):
+            n = len(draft)
+            inputs[0, row, :n] = draft.tokens
+            inputs[0, row, n:] = draft.tokens[0]
+            inputs[1, row] = self._next_position[row] + columns[row]
+            inputs[1, row, :n] += draft.depth
+        ids, positions = torch.from_numpy(inputs).to(self._model.device)
+        outputs = self._model(
+            input_ids=ids,
+            position_ids=positions,
+            attention_mask=self._attention_mask(drafts, size),
+            past_key_values=self.cache,
+            use_cache=True,
+            return_dict=True,
+        )
+        return outputs.logits  # type: ignore[no-any-return]
+
+    def keep(self, paths: Sequence[Sequence[int]]) -> None:
+        """Keep the nodes `paths[b]` of each row's last draft; forget all others."""
+        counts = [len(path) for path in paths]
+        if max(counts) == 0:
+            return
+        self._mask.keep(counts, self.cache.used)
+        self.cache.keep(paths)
+        if self.cache.wants_realign():
+            self.cache.realign()
+            self._mask.realign([len(self.cache.generated(row)) for row in range(len(paths))])
+
+    def drop(self, row: int, count: int) -> None:
+        """Forget the last `count` kept tokens of `row`."""
+        self._mask.hide(row, self.cache.drop(row, count))
+
+    def give_back(self, cache: DynamicCache, tokens: int) -> None:
+        """Fill `cache` with prompt and first `tokens` generated tokens, as an ordinary cache."""
+        self.cache.give_back(cache, tokens)
+
+    def _attention_mask(self, drafts: Sequence[Draft], size: int) -> Tensor | None:
+        if size == 1 and not self._padded and not self.cache.has_holes:
+            return None
+        ancestors = np.zeros((len(drafts), size, size), np.bool_)
+        ancestors[:, range(size), range(size)] = True
+        for row, draft in enumerate(drafts):
+            n = len(draft)
+            ancestors[row, :n, :n] = draft.ancestors()
+        return self._mask.tree(torch.from_numpy(ancestors).to(self._model.device), self.cache.used)

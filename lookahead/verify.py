@@ -1,0 +1,36 @@
+"""The walk: from the root of each tree, pick as plain `generate()` picks, and descend while the draft agrees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lookahead.draft import Draft
+from lookahead.progress import Progress
+from lookahead.sampling import Sampler
+
+
+def walk(drafts: Sequence[Draft], sampler: Sampler, progress: Progress) -> list[list[int]]:
+    """Commit what the model picks on its way down each tree; return the visited nodes of each row, the root first.
+
+    Rows are visited in the order of their columns, so that a column settles, and its stopping criteria are asked, as soon
+    as every row has it. The draft is a fixed token, hence picking and comparing is speculative sampling for point drafts
+    (Leviathan et al. 2023; Chen et al. 2023), with the very draws of plain sampling.
+    """
+    paths: list[list[int]] = [[] for _ in drafts]
+    nodes = {row: 0 for row in range(len(drafts)) if progress.is_open(row)}
+    while nodes and not progress.done:
+        if sampler.lockstep and len(nodes) < sum(progress.runs(row) for row in range(progress.rows)):
+            break
+        column = min(progress.length[row] for row in nodes)
+        group = {row: node for row, node in nodes.items() if progress.length[row] == column}
+        picked = sampler.pick(column, group, progress.ids(column) if sampler.needs_ids else None)
+        for row, token in picked.items():
+            paths[row].append(nodes[row])
+            picked[row] = progress.commit(row, token)
+        ended = progress.settle()
+        sampler.release(progress.settled)
+        for row, token in picked.items():
+            child = drafts[row].child(nodes[row], token) if progress.is_open(row) else None
+            nodes[row] = -1 if child is None else child
+        nodes = {row: node for row, node in nodes.items() if node >= 0 and row not in ended}
+    return paths
