@@ -66,7 +66,7 @@ class TreeLayer(DynamicLayer):  # type: ignore[misc]
         self._show(self.used)
 
     def ordinary(self, slots: Tensor | None, start: int, count: int) -> tuple[Tensor, Tensor]:
-        """Return fresh keys and values of the first `start` slots followed by `slots` ([B, count]; None: the next ones)."""
+        """Return fresh keys and values of the first `start` slots and `slots` ([B, count]; None: the next ones)."""
         parts = []
         for buffer in (self._keys, self._values):
             if slots is None:
@@ -174,7 +174,7 @@ class TreeCache(Cache):  # type: ignore[misc]
         return torch.from_numpy(table).to(self.layers[0].device)
 
 
-def require_ordinary(cache: object) -> None:
+def require_ordinary(cache: Any) -> None:
     """Raise `UnsupportedCache` unless `cache` is a `DynamicCache` whose layers all keep every position."""
     kind = type(cache).__name__
     advice = "leave past_key_values and cache_implementation out, pass a DynamicCache, or call model.generate()"

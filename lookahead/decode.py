@@ -40,10 +40,9 @@ class Decoder:
         *,
         nodes: int,
         vocab: int,
-        pad: int | None,
     ) -> None:
         self._target, self._sampler, self._progress, self._contexts = target, sampler, progress, contexts
-        self._drafters, self._nodes, self._vocab, self._pad = drafters, nodes, vocab, pad
+        self._drafters, self._nodes, self._vocab = drafters, nodes, vocab
         self.passes: list[Pass] = []
 
     def run(self, prefill: Tensor) -> None:
@@ -61,7 +60,6 @@ class Decoder:
         drafts = [self._propose(row) for row in range(progress.rows)]
         proposed = time.perf_counter()
         logits = self._target.forward(drafts, [start - 1 for start in starts])
-        ran = time.perf_counter()
         best = self._sampler.load(logits, TOP if self._drafters else 0)
         paths = walk(drafts, self._sampler, progress)
         self._keep(paths, starts)
@@ -69,7 +67,8 @@ class Decoder:
             self._observe(drafts, paths, starts, best)
         accepted = tuple(max(progress.length[row] - starts[row], 0) for row in range(progress.rows))
         size = max(len(draft) for draft in drafts)
-        return Pass(size, accepted, proposed - begin, ran - proposed, time.perf_counter() - ran)
+        rest = time.perf_counter() - proposed - self._target.seconds
+        return Pass(size, accepted, proposed - begin, self._target.seconds, rest)
 
     def _propose(self, row: int) -> Draft:
         progress = self._progress
@@ -77,7 +76,7 @@ class Decoder:
         if not self._drafters or not progress.is_open(row) or depth < 1:
             return Draft.root(last)
         if progress.is_padding(row):
-            return Draft.chain([last] + [self._pad or 0] * min(self._nodes, depth))
+            return Draft.chain([last] + [progress.pad] * min(self._nodes, depth))
         draft = self._drafters[row].propose(self._contexts.view(row, progress.length[row]), self._nodes)
         return self._checked(draft, last, row).deduplicate().cut(self._nodes, depth=depth)
 
@@ -86,7 +85,9 @@ class Decoder:
         if not isinstance(draft, Draft):
             raise InvalidDraft(f"{name}.propose() returned {type(draft).__name__}; return a lookahead.Draft")
         if int(draft.tokens[0]) != last:
-            raise InvalidDraft(f"{name} drafted under token {draft.tokens[0]}, but the last token is {last} (context[-1])")
+            raise InvalidDraft(
+                f"{name} drafted under token {draft.tokens[0]}, but the last token is {last} (context[-1])"
+            )
         if int(draft.tokens.max()) >= self._vocab:
             raise InvalidDraft(f"{name} drafted token {draft.tokens.max()}; the model has {self._vocab} tokens")
         return draft

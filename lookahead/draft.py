@@ -56,7 +56,9 @@ class Draft:
             if column.shape[0] != n:
                 raise InvalidDraft(f"{name} has {column.shape[0]} entries, tokens has {n}; give every node one of each")
         if n == 0:
-            raise InvalidDraft("a draft needs node 0, the last committed token; use Draft.root(token) to propose nothing")
+            raise InvalidDraft(
+                "a draft needs node 0, the last committed token; use Draft.root(token) to propose nothing"
+            )
         depth = np.empty(n, np.int32)
         bad = _check(columns["tokens"], columns["parents"], columns["weight"], depth)
         if bad:
@@ -68,7 +70,15 @@ class Draft:
     @classmethod
     def root(cls, token: int) -> Draft:
         """Return the draft that proposes nothing."""
-        return cls(np.array([token], np.int32), np.array([-1], np.int32))
+        if token < 0:
+            raise InvalidDraft(f"node 0 holds the token {token}; token ids are not negative")
+        draft = object.__new__(cls)
+        for name, value in _ROOT.items():
+            object.__setattr__(draft, name, value)
+        tokens = np.array([token], np.int32)
+        tokens.flags.writeable = False
+        object.__setattr__(draft, "tokens", tokens)
+        return draft
 
     @classmethod
     def chain(cls, tokens: Sequence[int], *, weight: float = 1.0, source: int = 0) -> Draft:
@@ -101,7 +111,9 @@ class Draft:
         if len({int(d.tokens[0]) for d in parts}) > 1:
             raise InvalidDraft("Draft.merge() joins trees under one token, but the drafts start with different ones")
         offsets = np.cumsum([0] + [len(d) for d in parts])
-        parents = np.concatenate([np.where(d.parents < 0, -1, d.parents + o) for d, o in zip(parts, offsets, strict=False)])
+        parents = np.concatenate(
+            [np.where(d.parents < 0, -1, d.parents + o) for d, o in zip(parts, offsets, strict=False)]
+        )
         columns = [np.concatenate([getattr(d, c) for d in parts]) for c in ("tokens", "weight", "source", "probe")]
         return _assemble(parents.astype(np.int32), *columns)
 
@@ -122,11 +134,11 @@ class Draft:
 
     def path_weight(self) -> FloatArray:
         """Return [N] float32: the chance that each node is accepted, the product of weights from the root."""
-        return _path_weight(self.parents, self.weight)
+        return _path_weight(self.parents, self.weight)  # type: ignore[no-any-return]
 
     def ancestors(self) -> BoolArray:
         """Return [N, N] bool: `[i, j]` is true where j is i or an ancestor of i, that is, where i may attend to j."""
-        return _ancestors(self.parents)
+        return _ancestors(self.parents)  # type: ignore[no-any-return]
 
     def child(self, node: int, token: int) -> int | None:
         """Return the acceptable child of `node` that holds `token`, or None.
@@ -158,6 +170,22 @@ class Draft:
         return Draft(self.tokens[keep], parents, self.weight[keep], self.source[keep], self.probe[keep])
 
 
+def _frozen(value: float, dtype: Any) -> NDArray[Any]:
+    array = np.array([value], dtype)
+    array.flags.writeable = False
+    return array
+
+
+# What all drafts without guesses share; one is made for every idle row of every pass.
+_ROOT = {
+    "parents": _frozen(-1, np.int32),
+    "weight": _frozen(1, np.float32),
+    "source": _frozen(0, np.uint8),
+    "probe": _frozen(0, np.bool_),
+    "depth": _frozen(0, np.int32),
+}
+
+
 def _default(value: Any, make: Any, n: int) -> Any:
     return make(n) if value is None else value
 
@@ -167,10 +195,14 @@ def _column(name: str, value: Any, dtype: Any) -> NDArray[Any]:
     array = np.asarray(value)
     if array.ndim != 1:
         raise InvalidDraft(f"{name} must be one-dimensional, not of shape {array.shape}")
-    if np.issubdtype(dtype, np.integer) and array.size and array.dtype != dtype:
-        if not (np.issubdtype(array.dtype, np.number) and np.all(np.asarray(array, dtype=dtype) == array)):
-            raise InvalidDraft(f"{name} must hold whole numbers that fit {np.dtype(dtype).name}")
+    if np.issubdtype(dtype, np.integer) and array.size and array.dtype != dtype and not _fits(array, dtype):
+        raise InvalidDraft(f"{name} must hold whole numbers that fit {np.dtype(dtype).name}")
     return np.array(array, dtype=dtype)
+
+
+def _fits(array: NDArray[Any], dtype: Any) -> bool:
+    with np.errstate(invalid="ignore"):
+        return np.issubdtype(array.dtype, np.number) and bool(np.all(array.astype(dtype) == array))
 
 
 def _explain(bad: int, columns: dict[str, NDArray[Any]]) -> str:
@@ -200,7 +232,9 @@ def _assemble(parents: IntArray, tokens: Any, weight: Any, source: Any, probe: A
         place[i] = j = index[key]
         if weight[i] > out_weight[j]:
             kept[j], out_weight[j] = i, float(weight[i])
-    return Draft(tokens[kept], np.array(out_parents, np.int32), np.array(out_weight, np.float32), source[kept], probe[kept])
+    return Draft(
+        tokens[kept], np.array(out_parents, np.int32), np.array(out_weight, np.float32), source[kept], probe[kept]
+    )
 
 
 @njit(cache=True)

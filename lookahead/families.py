@@ -66,7 +66,9 @@ def require_supported(model: Any, *, prompt: int, longest: int) -> Family:
     family = FAMILIES.get(kind)
     if family is None:
         names = ", ".join(sorted(f.name for f in FAMILIES.values()))
-        raise UnsupportedModel(f"{type(model).__name__} (model_type {kind!r}) is not served yet (served: {names}); {INSTEAD}")
+        raise UnsupportedModel(
+            f"{type(model).__name__} (model_type {kind!r}) is not served yet (served: {names}); {INSTEAD}"
+        )
     for rule in (*family.rules, _attention, _dropout(model), _rotary(prompt, longest)):
         if reason := rule(config):
             raise UnsupportedModel(f"{type(model).__name__} cannot be served: {reason}; or {INSTEAD}")
@@ -77,7 +79,9 @@ def _attention(config: Any) -> str | None:
     kind = config._attn_implementation
     if kind in ATTENTION:
         return None
-    return f"its attention implementation is {kind!r}, which takes no tree mask; load it with attn_implementation='sdpa'"
+    return (
+        f"its attention implementation is {kind!r}, which takes no tree mask; load it with attn_implementation='sdpa'"
+    )
 
 
 def _dropout(model: nn.Module) -> Callable[[Any], str | None]:
@@ -92,19 +96,21 @@ def _dropout(model: nn.Module) -> Callable[[Any], str | None]:
 
 
 def _rotary(prompt: int, longest: int) -> Callable[[Any], str | None]:
-    """Rotary schemes whose frequencies change with the length make one pass over many positions differ from single ones."""
+    """Frequencies that change with the length make one pass over many positions differ from single ones."""
 
     def rule(config: Any) -> str | None:
         rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
         kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else "default"
         if kind not in ("dynamic", "longrope"):
             return None
-        limit = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+        limit = rope.get("original_max_position_embeddings") or getattr(
+            config, "original_max_position_embeddings", None
+        )
         limit = limit or config.max_position_embeddings
         constant = longest <= limit or (kind == "longrope" and prompt > limit)
         if constant:
             return None
-        return f"its {kind} rotary positions change between {prompt} and {longest} tokens (at {limit}); ask for fewer tokens"
+        change = f"between {prompt} and {longest} tokens (at {limit})"
+        return f"its {kind} rotary positions change {change}; ask for fewer tokens"
 
     return rule
-

@@ -31,10 +31,18 @@ class Records:
         self.scores: tuple[Tensor, ...] | None = () if scores else None
         self.logits: tuple[Tensor, ...] | None = () if logits else None
 
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is recorded at all."""
+        return self.scores is not None or self.logits is not None
+
     def record(self, column: int, row: int, scores: Tensor, logits: Tensor) -> None:
         """Take one row of one column; a later call for the same place replaces it."""
         if column not in self._open:
-            self._open[column] = (scores.new_zeros(self._rows, scores.shape[0]), logits.new_zeros(self._rows, logits.shape[0]))
+            self._open[column] = (
+                scores.new_zeros(self._rows, scores.shape[0]),
+                logits.new_zeros(self._rows, logits.shape[0]),
+            )
         for table, values in zip(self._open[column], (scores, logits), strict=True):
             table[row] = values
 
@@ -94,8 +102,8 @@ class Progress:
         prompt: [B, P] int64, the ids that criteria and processors see first.
         stops: the stopping criteria.
         pad: what rows emit after their end, where an EOS criterion exists.
-        complete: finished rows are run and recorded to the end, as plain does, because the caller sees it
-            (scores, logits or cache).
+        complete: finished rows are run and recorded to the end, as plain does, because somebody sees it: the caller
+            (scores, logits, cache) or a processor that looks at other rows.
     """
 
     def __init__(
@@ -105,7 +113,7 @@ class Progress:
         self._device = prompt.device
         self._ids = np.zeros((self.rows, self._prompt + CHUNK), np.int64)
         self._ids[:, : self._prompt] = prompt.cpu().numpy()
-        self._stops, self._pad, self._complete = stops, pad, complete
+        self._stops, self.pad, self._complete = stops, pad or 0, complete
         self._records, self._streamer = records, streamer
         self.length = [0] * self.rows
         self.settled = 0
@@ -146,12 +154,12 @@ class Progress:
         return self._ids[row, self._prompt + start : self._prompt + self.length[row]].copy()
 
     def ids(self, columns: int) -> Tensor:
-        """Return [B, P + columns] on the device of the prompt; a row that is not that far shows zeros."""
-        return torch.from_numpy(self._ids[:, : self._prompt + columns]).to(self._device)
+        """Return a copy, [B, P + columns], on the device of the prompt; a row that is not that far shows zeros."""
+        return torch.from_numpy(self._ids[:, : self._prompt + columns].copy()).to(self._device)
 
     def commit(self, row: int, token: int) -> int:
         """Append `token`, or padding where the row has ended, and return what was appended."""
-        token = self._pad if self.is_padding(row) and self._pad is not None else token
+        token = self.pad if self.is_padding(row) else token
         column = self._prompt + self.length[row]
         if column == self._ids.shape[1]:
             self._ids = np.pad(self._ids, ((0, 0), (0, max(CHUNK, column // 4))))
@@ -174,7 +182,7 @@ class Progress:
                 self.length[row] = column
                 self.commit(row, 0)
         tokens = self._ids[:, place].copy()
-        if self._records.scores is not None or self._records.logits is not None:
+        if self._records.wanted:
             self._records.settle(column)
         self.settled += 1
         stops = self._stops(tokens.tolist(), place + 1, lambda: self.ids(column + 1), self._records.scores)

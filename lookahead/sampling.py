@@ -80,8 +80,8 @@ class Sampler:
         recorder: receives scores and logits, where the caller returns them.
 
     Attributes:
-        lockstep: whether all rows have to be picked together, column by column: a processor that may look at other rows or
-            keep state is called once a column, in order, as plain `generate()` calls it.
+        lockstep: whether all rows have to be picked together, column by column: a processor that may look at other
+            rows or keep state is called once a column, in order, as plain `generate()` calls it.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ _DRAWS_MATCH: dict[tuple[str, int | None], bool] = {}
 
 
 def draws_match(device: torch.device) -> bool:
-    """Whether `torch.multinomial` on `device` is the exponential race that `NoiseLedger` replays; tried once a device."""
+    """Whether `torch.multinomial` on `device` is the race that `NoiseLedger` replays; tried once a device."""
     key = (device.type, device.index)
     if key not in _DRAWS_MATCH:
         state = generator_state(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ from lookahead.draft import Draft
 class TreeMask:
     """The additive attention mask of a pass, [B, 1, N, S + N], kept up to date instead of built anew.
 
-    Columns of kept slots change only when slots are kept, dropped or moved; the square of the tree is written each pass.
+    Columns of kept slots change only when slots are kept, dropped or moved; the square of the tree is written each
+    pass.
 
     Args:
         prompt_mask: [B, P] bool, true where the prompt holds a token and not padding.
@@ -75,9 +77,14 @@ class Target:
         prompt_mask: [B, P] bool over all cached positions; None when nothing is padding.
         last_position: [B] int64, the position id of the last prompt token of each row.
         room: slots to allocate for generated tokens.
+
+    Attributes:
+        seconds: what the latest call of the model took, as the host sees it.
     """
 
-    def __init__(self, model: Any, cache: DynamicCache, prompt_mask: Tensor | None, last_position: Tensor, room: int) -> None:
+    def __init__(
+        self, model: Any, cache: DynamicCache, prompt_mask: Tensor | None, last_position: Tensor, room: int
+    ) -> None:
         self._model = model
         rows = last_position.shape[0]
         self.cache = TreeCache(cache, rows=rows, room=room)
@@ -85,6 +92,7 @@ class Target:
         if prompt_mask is None:
             prompt_mask = torch.ones((rows, self.cache.prompt), dtype=torch.bool, device=model.device)
         self._mask = TreeMask(prompt_mask.to(model.device), model.dtype)
+        self.seconds = 0.0
         self._next_position = last_position.cpu().numpy() + 1
 
     def forward(self, drafts: Sequence[Draft], columns: Sequence[int]) -> Tensor:
@@ -103,14 +111,17 @@ class Target:
             inputs[1, row] = self._next_position[row] + columns[row]
             inputs[1, row, :n] += draft.depth
         ids, positions = torch.from_numpy(inputs).to(self._model.device)
+        mask = self._attention_mask(drafts, size)
+        begin = time.perf_counter()
         outputs = self._model(
             input_ids=ids,
             position_ids=positions,
-            attention_mask=self._attention_mask(drafts, size),
+            attention_mask=mask,
             past_key_values=self.cache,
             use_cache=True,
             return_dict=True,
         )
+        self.seconds = time.perf_counter() - begin
         return outputs.logits  # type: ignore[no-any-return]
 
     def keep(self, paths: Sequence[Sequence[int]]) -> None:

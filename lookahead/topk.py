@@ -28,7 +28,9 @@ def best_tokens(logits: Tensor, count: int) -> tuple[IntArray, FloatArray]:
     logits = logits.detach().contiguous()
     rows, width = logits.shape
     lanes = width // LANE
-    peaks = logits[:, : lanes * LANE].unflatten(-1, (lanes, LANE)).amax(-1) if lanes else logits.new_empty((rows, 0))
+    peaks = (
+        torch.unflatten(logits[:, : lanes * LANE], -1, (lanes, LANE)).amax(-1) if lanes else logits.new_empty((rows, 0))
+    )
     top_tokens = np.empty((rows, count), np.int32)
     top_values = np.empty((rows, count), np.float32)
     _best(logits.numpy(), peaks.numpy(), top_tokens, top_values)
@@ -39,23 +41,28 @@ def best_tokens(logits: Tensor, count: int) -> tuple[IntArray, FloatArray]:
 def _best(logits, peaks, top_tokens, top_values):  # type: ignore[no-untyped-def]
     """Fill both tables; `peaks` [N, V // LANE] holds the maximum of each full lane."""
     rows, width = logits.shape
-    lanes = peaks.shape[1]
+    count, lanes = top_tokens.shape[1], peaks.shape[1]
     for row in range(rows):
-        tokens, values = top_tokens[row], top_values[row]
-        values[:] = -np.inf
+        tokens, values, scores = top_tokens[row], top_values[row], logits[row]
         tokens[:] = -1
+        for token in range(count):
+            _insert(tokens, values, token, scores[token])
+        worst = values[count - 1]
         for lane in range(lanes + 1):
-            if lane < lanes and not (np.isnan(peaks[row, lane]) or peaks[row, lane] > values[-1] or tokens[-1] < 0):
+            if lane < lanes and peaks[row, lane] <= worst:
                 continue
             end = width if lane == lanes else (lane + 1) * LANE
-            for token in range(lane * LANE, end):
-                _insert(tokens, values, token, logits[row, token])
+            for token in range(max(lane * LANE, count), end):
+                if not scores[token] <= worst:
+                    _insert(tokens, values, token, scores[token])
+                    worst = values[count - 1]
 
 
 @njit(cache=True)
 def _insert(tokens, values, token, value):  # type: ignore[no-untyped-def]
+    """Put `token` behind all entries that are at least as large; NaN is the largest."""
     j = tokens.shape[0]
-    while j > 0 and (tokens[j - 1] < 0 or value > values[j - 1] or (np.isnan(value) and not np.isnan(values[j - 1]))):
+    while j > 0 and (tokens[j - 1] < 0 or (not np.isnan(values[j - 1]) and not value <= values[j - 1])):
         if j < tokens.shape[0]:
             tokens[j], values[j] = tokens[j - 1], values[j - 1]
         j -= 1

@@ -17,7 +17,8 @@ class Step:
     Attributes:
         row: the row of the batch.
         draft: what was verified, as it ran (cut and deduplicated).
-        path: [A] int32, the nodes whose key-value rows stay, from the root (0) down; A - 1 drafted tokens were accepted.
+        path: [A] int32, the nodes whose key-value rows stay, from the root (0) down; A - 1 drafted tokens were
+            accepted.
         tokens: [T] int64, the tokens that were committed, in order; the last one is the model's own pick.
         top_tokens: [N, k] int32, the k likeliest successors of every node by the model's raw logits, best first.
         top_logits: [N, k] float32, their raw logits.
@@ -44,15 +45,15 @@ class Pass:
         nodes: nodes of the largest tree, its root included; every row of the batch runs that many.
         committed: tokens that each row committed.
         draft_s: seconds spent proposing.
-        forward_s: seconds in the model call, as the host sees it; on a GPU the device may still be at work.
-        verify_s: seconds in walk, cache and learning.
+        model_s: seconds in the model call, as the host sees it; on a GPU the device may still be at work.
+        rest_s: seconds in mask, walk, cache and learning.
     """
 
     nodes: int
     committed: tuple[int, ...]
     draft_s: float
-    forward_s: float
-    verify_s: float
+    model_s: float
+    rest_s: float
 
 
 @dataclass(frozen=True, slots=True)

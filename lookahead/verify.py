@@ -12,9 +12,9 @@ from lookahead.sampling import Sampler
 def walk(drafts: Sequence[Draft], sampler: Sampler, progress: Progress) -> list[list[int]]:
     """Commit what the model picks on its way down each tree; return the visited nodes of each row, the root first.
 
-    Rows are visited in the order of their columns, so that a column settles, and its stopping criteria are asked, as soon
-    as every row has it. The draft is a fixed token, hence picking and comparing is speculative sampling for point drafts
-    (Leviathan et al. 2023; Chen et al. 2023), with the very draws of plain sampling.
+    Rows are visited in the order of their columns, so that a column settles, and its stopping criteria are asked, as
+    soon as every row has it. The draft is a fixed token, hence picking and comparing is speculative sampling for point
+    drafts (Leviathan et al. 2023; Chen et al. 2023), with the very draws of plain sampling.
     """
     paths: list[list[int]] = [[] for _ in drafts]
     nodes = {row: 0 for row in range(len(drafts)) if progress.is_open(row)}

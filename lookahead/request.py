@@ -1,0 +1,123 @@
+"""What a user asks of `generate()`: refused by name where not served, prepared where `transformers` drops it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.generation import StoppingCriteriaList, StopStringCriteria
+from transformers.generation.configuration_utils import GenerationMode
+
+from lookahead.errors import InvalidArgument, UnsupportedArgument
+
+SERVED_INPUTS = {"past_key_values", "position_ids", "attention_mask", "inputs_embeds", "use_cache", "logits_to_keep"}
+
+
+def served_arguments(model: Any, arguments: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """Refuse what belongs to other decoders, and build the stop-string criterion that `transformers` would drop."""
+    arguments = dict(arguments)
+    if arguments.get("custom_generate") is not None:
+        raise UnsupportedArgument("custom_generate is what lookahead.generate() passes itself; leave it out")
+    if arguments.get("assistant_model") is not None or arguments.get("assistant_tokenizer") is not None:
+        raise UnsupportedArgument(
+            "assistant_model: lookahead drafts without a second model; leave it out, or call model.generate()"
+        )
+    if arguments.get("synced_gpus"):
+        raise UnsupportedArgument("synced_gpus: generation over sharded processes is not served; call model.generate()")
+    arguments.pop("synced_gpus", None)
+    tokenizer = arguments.pop("tokenizer", None) or tokenizer
+    config = arguments.get("generation_config")
+    strings = arguments.pop("stop_strings", None) or (config or model.generation_config).stop_strings
+    if (arguments.get("token_healing") or (config or model.generation_config).token_healing) and tokenizer is not None:
+        raise UnsupportedArgument("token_healing: heal the prompt first (model.heal_tokens), or call model.generate()")
+    if strings is None:
+        return arguments
+    if tokenizer is None:
+        raise InvalidArgument(
+            "stop_strings needs the model's tokenizer; pass tokenizer=, or make the Lookahead with one"
+        )
+    if (config or model.generation_config).stop_strings is not None:
+        arguments["generation_config"] = copy.deepcopy(config or model.generation_config)
+        arguments["generation_config"].stop_strings = None
+    criteria = list(arguments.get("stopping_criteria") or [])
+    if not any(type(criterion) is StopStringCriteria for criterion in criteria):
+        criteria.append(StopStringCriteria(stop_strings=strings, tokenizer=tokenizer))
+    arguments["stopping_criteria"] = StoppingCriteriaList(criteria)
+    return arguments
+
+
+def _given(config: Any, name: str) -> bool:
+    return getattr(config, name, None) is not None
+
+
+def refuse_modes(config: Any) -> None:
+    """Raise `UnsupportedArgument` for every way of decoding that is not one pick after another."""
+    refused = {
+        "num_beams": (config.num_beams or 1) > 1,
+        "prompt_lookup_num_tokens": _given(config, "prompt_lookup_num_tokens"),
+        "assistant_early_exit": _given(config, "assistant_early_exit"),
+        "use_mtp": bool(getattr(config, "use_mtp", False)),
+        "dola_layers": _given(config, "dola_layers"),
+        "penalty_alpha": config.get_generation_mode() == GenerationMode.CONTRASTIVE_SEARCH,
+        "force_words_ids": _given(config, "force_words_ids") or _given(config, "constraints"),
+        "use_cache=False": config.use_cache is False,
+        "output_attentions": bool(config.output_attentions),
+        "output_hidden_states": bool(config.output_hidden_states),
+        "is_assistant": bool(config.is_assistant),
+    }
+    for name, given in refused.items():
+        if given:
+            raise UnsupportedArgument(
+                f"{name}: lookahead serves greedy decoding and sampling with a cache; leave {name} out, or call "
+                "model.generate() without custom_generate for it"
+            )
+    if config.cache_implementation not in (None, "dynamic"):
+        raise UnsupportedArgument(
+            f"cache_implementation={config.cache_implementation!r}: lookahead brings its own cache; leave it out, "
+            "or call model.generate()"
+        )
+
+
+def refuse_inputs(model_kwargs: dict[str, Any]) -> None:
+    for name, value in model_kwargs.items():
+        if value is not None and name not in SERVED_INPUTS:
+            raise UnsupportedArgument(f"{name}: this model input is not served; leave it out, or call model.generate()")
+    positions = model_kwargs.get("position_ids")
+    if positions is not None and positions.dim() != 2:
+        raise UnsupportedArgument(f"position_ids of shape {tuple(positions.shape)}: only [batch, length] is served")
+
+
+def prompt_length(model_kwargs: dict[str, Any], input_ids: Tensor) -> int:
+    """Return how many positions the prompt takes, an earlier cache included."""
+    positions = model_kwargs.get("position_ids")
+    return input_ids.shape[1] if positions is None else int(positions[:, -1].max()) + 1
+
+
+def last_positions(model_kwargs: dict[str, Any], cache: Any, input_ids: Tensor) -> Tensor:
+    """Return the [B] position ids of the last prompt token of each row."""
+    positions = model_kwargs.get("position_ids")
+    if positions is None:
+        return torch.full((input_ids.shape[0],), cache.get_seq_length() - 1)
+    last: Tensor = positions[:, -1].expand(input_ids.shape[0])
+    return last
+
+
+def padding_mask(mask: Tensor | None, cached: int) -> Tensor | None:
+    """Return the [B, cached] bool mask of what is not padding, or None when nothing is."""
+    if mask is None or bool((mask != 0).all()):
+        return None
+    if mask.shape[1] != cached:
+        raise InvalidArgument(
+            f"attention_mask covers {mask.shape[1]} positions, but {cached} are cached after the prompt"
+        )
+    return mask != 0
+
+
+def ids_mask(mask: Tensor | None, input_ids: Tensor) -> np.ndarray[Any, Any] | None:
+    """Return which of `input_ids` are not padding; a mask that also covers an earlier cache ends with them."""
+    if mask is None or input_ids.shape[1] == 0:
+        return None
+    return mask[:, -input_ids.shape[1] :].cpu().numpy()
