@@ -13,7 +13,7 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 
 from lookahead.draft import IntArray
 
-MAX_AHEAD = 64  # columns; noise and scores of a row are kept while it waits for slower ones
+MAX_AHEAD = 32  # columns; noise and scores of a row are kept while it waits for slower ones
 CHUNK = 256  # columns by which the token buffer grows
 
 
@@ -220,7 +220,7 @@ class Contexts:
         start = self._prompts[row] + column
         end = start + len(tokens)
         if end > len(self._buffers[row]):
-            self._buffers[row] = np.pad(self._buffers[row], (0, max(CHUNK, end // 4)))
+            self._buffers[row] = np.pad(self._buffers[row], (0, end - len(self._buffers[row]) + max(CHUNK, end // 4)))
         self._buffers[row][start:end] = tokens
 
     def view(self, row: int, columns: int) -> IntArray:
