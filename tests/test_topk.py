@@ -1,0 +1,52 @@
+"""`best_tokens` against its naive twin: a stable sort."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lookahead.topk import LANE, best_tokens
+
+VALUES = st.one_of(st.sampled_from([0.0, 1.0, -1.0, math.inf, -math.inf, math.nan]), st.floats(-4, 4, width=32))
+
+
+def naive(row: list[float], count: int) -> list[int]:
+    """Order tokens by logit, NaN first, equal ones by number."""
+    keys = [(0, 0.0) if math.isnan(value) else (1, -value) for value in row]
+    return sorted(range(len(row)), key=lambda token: (keys[token], token))[:count]
+
+
+@given(
+    st.integers(1, 3 * LANE).flatmap(
+        lambda n: st.lists(st.lists(VALUES, min_size=n, max_size=n), min_size=1, max_size=3)
+    ),
+    st.integers(1, 9),
+)
+def test_equals_naive(rows: list[list[float]], count: int) -> None:
+    logits = torch.tensor(rows, dtype=torch.float32)
+    tokens, values = best_tokens(logits, count)
+    for row, (found, kept) in enumerate(zip(tokens.tolist(), values, strict=True)):
+        assert found == naive(logits[row].tolist(), count)
+        np.testing.assert_array_equal(kept, logits[row].numpy()[found])
+
+
+@given(st.integers(1, 4 * LANE), st.integers(0, 2**31))
+def test_first_column_is_argmax(width: int, seed: int) -> None:
+    logits = torch.randint(0, 4, (5, width), generator=torch.Generator().manual_seed(seed)).float()
+    assert best_tokens(logits, 4)[0][:, 0].tolist() == logits.argmax(-1).tolist()
+
+
+def test_reads_rows_that_are_not_contiguous() -> None:
+    logits = torch.randn(4, 2, 200)[:, 1]
+    assert best_tokens(logits, 3)[0].tolist() == logits.topk(3).indices.tolist()
+
+
+@pytest.mark.gpu
+def test_on_cuda() -> None:
+    logits = torch.randn(7, 1000)
+    assert best_tokens(logits.cuda(), 8)[0].tolist() == best_tokens(logits, 8)[0].tolist()
