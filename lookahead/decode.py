@@ -57,6 +57,7 @@ class Decoder:
     def step(self) -> Pass:
         """Run one pass over the trees of all rows."""
         progress, starts, begin = self._progress, list(self._progress.length), time.perf_counter()
+        asked = [row for row in range(progress.rows) if progress.is_open(row) and not progress.is_padding(row)]
         drafts = [self._propose(row) for row in range(progress.rows)]
         proposed = time.perf_counter()
         logits = self._target.forward(drafts, [start - 1 for start in starts])
@@ -64,7 +65,7 @@ class Decoder:
         paths = walk(drafts, self._sampler, progress)
         self._keep(paths, starts)
         if best is not None:
-            self._observe(drafts, paths, starts, best)
+            self._observe(asked, drafts, paths, starts, best)
         accepted = tuple(max(progress.length[row] - starts[row], 0) for row in range(progress.rows))
         size = max(len(draft) for draft in drafts)
         rest = time.perf_counter() - proposed - self._target.seconds
@@ -73,7 +74,7 @@ class Decoder:
     def _propose(self, row: int) -> Draft:
         progress = self._progress
         last, depth = progress.last(row), progress.remaining(row) - 1
-        if not self._drafters or not progress.is_open(row) or depth < 1:
+        if not self._drafters or not progress.is_open(row):
             return Draft.root(last)
         if progress.is_padding(row):
             return Draft.chain([last] + [progress.pad] * min(self._nodes, depth))
@@ -101,13 +102,15 @@ class Decoder:
             if count < 0:
                 self._target.drop(row, -count)
 
-    def _observe(self, drafts: list[Draft], paths: list[list[int]], starts: list[int], best: Any) -> None:
+    def _observe(
+        self, asked: list[int], drafts: list[Draft], paths: list[list[int]], starts: list[int], best: Any
+    ) -> None:
         size = best[0].shape[0] // len(drafts)
-        for row, (draft, path, start) in enumerate(zip(drafts, paths, starts, strict=True)):
-            tokens = self._progress.new_tokens(row, start)
-            self._contexts.extend(row, start, tokens)
-            if len(tokens) == 0 or self._progress.is_padding(row):
-                continue
-            nodes = slice(row * size, row * size + len(draft))
-            kept = np.array(path[: len(tokens)], np.int32)
-            self._drafters[row].observe(Step(row, draft, kept, tokens, best[0][nodes], best[1][nodes]))
+        for row in asked:
+            tokens = self._progress.new_tokens(row, starts[row])
+            if len(tokens) == 0:
+                continue  # a criterion took back more than this pass gave
+            self._contexts.extend(row, starts[row], tokens)
+            nodes = slice(row * size, row * size + len(drafts[row]))
+            kept = np.array(paths[row][: len(tokens)], np.int32)
+            self._drafters[row].observe(Step(row, drafts[row], kept, tokens, best[0][nodes], best[1][nodes]))
