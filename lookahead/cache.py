@@ -75,6 +75,11 @@ class TreeLayer(DynamicLayer):  # type: ignore[misc]
                 parts.append(torch.cat([buffer[:, :, :start], _rows(buffer, slots.to(buffer.device))], dim=-2))
         return parts[0], parts[1]
 
+    def release(self) -> None:
+        """Free the buffers."""
+        self._keys = self._values = self._keys[:, :, :0].clone()
+        self._show(0)
+
     def _show(self, end: int) -> None:
         self.keys, self.values = self._keys[:, :, :end], self._values[:, :, :end]
 
@@ -93,10 +98,15 @@ class TreeCache(Cache):  # type: ignore[misc]
 
     def __init__(self, cache: DynamicCache, *, rows: int, room: int) -> None:
         require_ordinary(cache)
-        layers = []
-        for layer in cache.layers:
-            layers.append(TreeLayer(layer.keys, layer.values, room))
-            layer.keys = layer.values = None
+        layers: list[TreeLayer] = []
+        try:
+            for layer in cache.layers:
+                layers.append(TreeLayer(layer.keys, layer.values, room))
+                layer.keys = layer.values = None
+        except BaseException:
+            for layer, taken in zip(cache.layers, layers, strict=False):
+                layer.keys, layer.values = taken.keys, taken.values
+            raise
         super().__init__(layers=layers)
         self.prompt = self.used
         self._slots: list[list[int]] = [[] for _ in range(rows)]
@@ -122,8 +132,9 @@ class TreeCache(Cache):  # type: ignore[misc]
             return
         start = self.used
         nodes = None
-        if any(list(path) != list(range(len(path))) for path in paths):
-            table = np.tile(np.arange(count), (len(paths), 1))
+        if any(list(path) != list(range(count)) for path in paths):
+            # A hole takes the row of node 0, which is sound; a wrong guess may hold NaN, which no mask stops.
+            table = np.zeros((len(paths), count), np.int64)
             for row, path in enumerate(paths):
                 table[row, : len(path)] = path
             nodes = self._index(table)
@@ -131,6 +142,11 @@ class TreeCache(Cache):  # type: ignore[misc]
             layer.keep(nodes, count)
         for slots, path in zip(self._slots, paths, strict=True):
             slots.extend(range(start, start + len(path)))
+
+    @property
+    def complete(self) -> int:
+        """The number of generated tokens that every row holds."""
+        return min(len(slots) for slots in self._slots)
 
     def drop(self, row: int, count: int) -> list[int]:
         """Forget the last `count` tokens of `row` and return their slots, which are holes from now on."""
@@ -157,12 +173,14 @@ class TreeCache(Cache):  # type: ignore[misc]
     def give_back(self, cache: DynamicCache, tokens: int) -> None:
         """Fill `cache` with the prompt and the first `tokens` generated tokens of every row, as a plain run would.
 
-        Rows that hold fewer tokens cannot be expressed in an ordinary cache: callers see to it that all have them.
+        The layers are freed one by one as this goes on, so this cache is spent. Rows that hold fewer tokens cannot be
+        expressed in an ordinary cache: callers see to it that all have them.
         """
         dense = all(slots[:tokens] == list(range(self.prompt, self.prompt + tokens)) for slots in self._slots)
         index = None if dense else self._index(self._padded(tokens))
         for layer, target in zip(self.layers, cache.layers, strict=True):
             target.keys, target.values = layer.ordinary(index, self.prompt, tokens)
+            layer.release()
 
     def _padded(self, count: int) -> NDArray[np.int64]:
         table = np.zeros((len(self._slots), count), np.int64)

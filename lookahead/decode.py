@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -58,10 +59,10 @@ class Decoder:
         """Run one pass over the trees of all rows."""
         progress, starts, begin = self._progress, list(self._progress.length), time.perf_counter()
         asked = [row for row in range(progress.rows) if progress.is_open(row) and not progress.is_padding(row)]
-        drafts = [self._propose(row) for row in range(progress.rows)]
+        with self._sampler.undisturbed() if self._drafters else nullcontext():
+            drafts = [self._propose(row) for row in range(progress.rows)]
         proposed = time.perf_counter()
-        logits = self._target.forward(drafts, [start - 1 for start in starts])
-        best = self._sampler.load(logits, TOP if self._drafters else 0)
+        drafts, best = self._forward(drafts, [start - 1 for start in starts])
         paths = walk(drafts, self._sampler, progress)
         self._keep(paths, starts)
         if best is not None:
@@ -73,13 +74,30 @@ class Decoder:
 
     def _propose(self, row: int) -> Draft:
         progress = self._progress
-        last, depth = progress.last(row), progress.remaining(row) - 1
+        last = progress.last(row)
         if not self._drafters or not progress.is_open(row):
             return Draft.root(last)
+        depth = progress.remaining(row) - 1
+        room = self._target.depth(row, progress.length[row] - 1)
+        depth = depth if room is None else min(depth, room)
         if progress.is_padding(row):
-            return Draft.chain([last] + [progress.pad] * min(self._nodes, depth))
+            return Draft.chain([last] + [progress.padding] * min(self._nodes, depth))
         draft = self._drafters[row].propose(self._contexts.view(row, progress.length[row]), self._nodes)
         return self._checked(draft, last, row).deduplicate().cut(self._nodes, depth=depth)
+
+    def _forward(self, drafts: list[Draft], columns: list[int]) -> tuple[list[Draft], Any]:
+        """Run the pass; return the drafts that ran and the best successors of their nodes.
+
+        A guess whose keys or values overflow turns all nodes to NaN, because a mask multiplies them by 0. Then the pass
+        is run again without guesses.
+        """
+        top = TOP if self._drafters else 0
+        best = self._sampler.load(self._target.forward(drafts, columns), top)
+        size = max(len(draft) for draft in drafts)
+        if best is not None and size > 1 and np.isnan(best[1][::size, 0]).any():
+            drafts = [Draft.root(int(draft.tokens[0])) for draft in drafts]
+            best = self._sampler.load(self._target.forward(drafts, columns), top)
+        return drafts, best
 
     def _checked(self, draft: Draft, last: int, row: int) -> Draft:
         name = type(self._drafters[row]).__name__
@@ -105,7 +123,7 @@ class Decoder:
     def _observe(
         self, asked: list[int], drafts: list[Draft], paths: list[list[int]], starts: list[int], best: Any
     ) -> None:
-        size = best[0].shape[0] // len(drafts)
+        size = max(len(draft) for draft in drafts)
         for row in asked:
             tokens = self._progress.new_tokens(row, starts[row])
             if len(tokens) == 0:
@@ -113,4 +131,6 @@ class Decoder:
             self._contexts.extend(row, starts[row], tokens)
             nodes = slice(row * size, row * size + len(drafts[row]))
             kept = np.array(paths[row][: len(tokens)], np.int32)
-            self._drafters[row].observe(Step(row, drafts[row], kept, tokens, best[0][nodes], best[1][nodes]))
+            step = Step(row, drafts[row], kept, tokens, best[0][nodes], best[1][nodes])
+            with self._sampler.undisturbed():
+                self._drafters[row].observe(step)

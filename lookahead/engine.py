@@ -26,6 +26,7 @@ from lookahead.request import (
     prompt_length,
     refuse_inputs,
     refuse_modes,
+    refuse_sharding,
     served_arguments,
 )
 from lookahead.sampling import Sampler
@@ -69,7 +70,10 @@ class Lookahead:
         nodes: int = 32,
     ) -> None:
         if not isinstance(model, GenerationMixin):
-            raise InvalidArgument(f"model is a {type(model).__name__}; pass a transformers model that can generate()")
+            raise InvalidArgument(
+                f"model is a {type(model).__name__}; pass a transformers model that can generate() "
+                "(of a compiled model its _orig_mod, of a PEFT model what get_base_model() gives)"
+            )
         if isinstance(nodes, bool) or not isinstance(nodes, int) or not 0 <= nodes <= MAX_NODES:
             raise InvalidArgument(f"nodes={nodes!r}; give a whole number from 0 (plain decoding) to {MAX_NODES}")
         if drafter is not None and not isinstance(drafter, Drafter):
@@ -78,15 +82,14 @@ class Lookahead:
             raise InvalidArgument("sources belong to the default drafter; give either drafter or sources")
         require_supported(model, prompt=1, longest=1)
         self.model, self.tokenizer, self.nodes = model, tokenizer, nodes
-        self._vocab = int(model.config.vocab_size)
         options: dict[str, Any] = {} if sources is None else {"sources": sources}
-        self.drafter = drafter or Grower(vocab_size=self._vocab, **options)
+        self.drafter = drafter or Grower(vocab_size=int(model.config.vocab_size), **options)
         self.last: Run | None = None
 
-    def generate(self, inputs: Tensor | None = None, **arguments: Any) -> Any:
-        """Return what `model.generate(inputs, **arguments)` returns; see `lookahead.generate`."""
+    def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **arguments: Any) -> Any:
+        """Return what `model.generate(inputs, generation_config, **arguments)` returns; see `lookahead.generate`."""
         streamer = arguments.get("streamer")
-        arguments = served_arguments(self.model, arguments, self.tokenizer)
+        arguments = served_arguments(self.model, {"generation_config": generation_config, **arguments}, self.tokenizer)
 
         def call(model: Any, input_ids: Tensor, **prepared: Any) -> Any:
             return self._decode(model, input_ids, streamer=streamer, **prepared)
@@ -132,9 +135,10 @@ class Lookahead:
         config, cache = generation_config, model_kwargs.get("past_key_values")
         refuse_modes(config)
         refuse_inputs(model_kwargs)
+        refuse_sharding(model)
         require_ordinary(cache)
         returned = bool(config.return_dict_in_generate)
-        give_back = returned or bool(getattr(cache, "_is_user_defined", False))
+        stops = Stops(stopping_criteria)
         records = Records(
             input_ids.shape[0], scores=returned and config.output_scores, logits=returned and config.output_logits
         )
@@ -144,16 +148,19 @@ class Lookahead:
             rows=input_ids.shape[0],
             device=input_ids.device,
             recorder=records if records.wanted else None,
+            ordered=stops.ordered,
         )
+        seen = returned or bool(getattr(cache, "_is_user_defined", False))
         progress = Progress(
             input_ids,
-            Stops(stopping_criteria),
+            stops,
             pad=None if config._pad_token_tensor is None else int(config._pad_token_tensor),
-            complete=give_back or sampler.lockstep,
+            complete=seen or sampler.lockstep,
             records=records,
             streamer=streamer,
+            column_size=input_ids.shape[0] * self.model.config.vocab_size if sampler.keeps_columns else 0,
         )
-        self._run(input_ids, config, model_kwargs, progress, sampler, give_back=give_back)
+        cache = self._run(input_ids, config, model_kwargs, progress, sampler, give_back=seen)
         sequences = progress.ids(progress.settled)
         if streamer is not None:
             streamer.end()
@@ -172,34 +179,43 @@ class Lookahead:
         sampler: Sampler,
         *,
         give_back: bool,
-    ) -> None:
-        """Prefill and decode; leave generator and, with `give_back`, cache as plain `generate()` leaves them."""
+    ) -> Any:
+        """Prefill and decode; leave generator and, with `give_back`, cache as plain `generate()` leaves them.
+
+        Returns the cache. After an exception it holds what every row had run.
+        """
         prompt = prompt_length(model_kwargs, input_ids)
-        require_supported(self.model, prompt=prompt, longest=prompt + progress.remaining(0) - 1)
+        family = require_supported(self.model, prompt=prompt, longest=prompt + progress.remaining(0) - 1)
+        self.model._valid_auto_compile_criteria(model_kwargs, config)  # it warns where compile_config has no effect
         outputs = self.model._prefill(input_ids, config, model_kwargs)
-        cache = outputs.past_key_values
+        logits, cache = outputs.logits[:, -1:].clone(), outputs.past_key_values
+        del outputs
         require_ordinary(cache)
         mask = padding_mask(model_kwargs.get("attention_mask"), cache.get_seq_length())
         contexts = Contexts(input_ids.cpu().numpy(), ids_mask(mask, input_ids))
-        drafters = [self.drafter.start(contexts.view(row, 0)) for row in range(progress.rows)] if self.nodes else []
+        with sampler.undisturbed():
+            rows = range(progress.rows if self.nodes else 0)
+            drafters = [self.drafter.start(contexts.view(row, 0)) for row in rows]
         room = min(progress.remaining(0), 2 * BLOCK) + self.nodes + 1
-        target = Target(self.model, cache, mask, last_positions(model_kwargs, cache, input_ids), room)
-        decoder = Decoder(target, sampler, progress, contexts, drafters, nodes=self.nodes, vocab=self._vocab)
-        kept = 0
+        positions = last_positions(model_kwargs, cache, input_ids)
+        target = Target(self.model, family, cache, mask, positions, room)
+        vocab = int(self.model.config.vocab_size)
+        decoder = Decoder(target, sampler, progress, contexts, drafters, nodes=self.nodes, vocab=vocab)
         try:
             with self.model._optimize_model_for_decode():
-                decoder.run(outputs.logits[:, -1:])
-            kept = progress.settled - 1
+                decoder.run(logits)
         finally:
             sampler.finish(progress.settled)
             if give_back:
-                target.give_back(cache, kept)
+                target.give_back(cache, max(min(progress.settled - 1, target.cache.complete), 0))
             self.last = Run(progress.settled, tuple(decoder.passes))
+        return cache
 
 
 def generate(
     model: Any,
     inputs: Tensor | None = None,
+    generation_config: Any = None,
     *,
     drafter: Drafter | None = None,
     sources: Sequence[Any] | None = None,
@@ -209,14 +225,17 @@ def generate(
     """Return exactly what `model.generate(inputs, **arguments)` returns, sooner.
 
     Takes every argument of `model.generate()`; those that belong to another way of decoding (beam search, an assistant,
-    `use_cache=False`, …) raise `UnsupportedArgument`. To keep what is learnt from one call for the next, make a
-    `Lookahead` and call its `generate`.
+    `use_cache=False`, continuous batching, …) raise `UnsupportedArgument`. To keep what is learnt from one call for the
+    next, make a `Lookahead` and call its `generate`.
 
     Args:
         model: a causal language model of a served family.
         inputs: [B, L] token ids, as for `model.generate()`; or give `input_ids=`.
+        generation_config: as for `model.generate()`.
         drafter, sources, nodes: see `Lookahead`.
 
     >>> lookahead.generate(model, **tokenizer("def add(", return_tensors="pt"), max_new_tokens=64)
     """
-    return Lookahead(model, drafter=drafter, sources=sources, nodes=nodes).generate(inputs, **arguments)
+    return Lookahead(model, drafter=drafter, sources=sources, nodes=nodes).generate(
+        inputs, generation_config, **arguments
+    )

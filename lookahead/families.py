@@ -20,10 +20,15 @@ class Family:
     Attributes:
         name: what people call it.
         rules: checks of a config; each returns a reason to refuse, or None.
+        position_table: positions are looked up in a table of `max_position_embeddings` rows; a draft must not reach
+            beyond it, even where the text ends before.
+        inputs: what a pass over a tree is given besides; None stands for no such input.
     """
 
     name: str
     rules: tuple[Callable[[Any], str | None], ...] = ()
+    position_table: bool = False
+    inputs: tuple[tuple[str, Any], ...] = ()
 
 
 def _no_sliding(config: Any) -> str | None:
@@ -39,17 +44,20 @@ def _no_cross_attention(config: Any) -> str | None:
     return "it attends to an encoder" if getattr(config, "add_cross_attention", False) else None
 
 
+# The routers' training loss reads the attention mask as 2D; generate() has no use for it.
+_NO_ROUTER_LOSS = (("output_router_logits", False),)
+
 FAMILIES: dict[str, Family] = {
     "llama": Family("Llama"),
     "qwen2": Family("Qwen2", (_no_sliding,)),
     "qwen3": Family("Qwen3", (_no_sliding,)),
     "mistral": Family("Mistral", (_no_sliding,)),
     "phi3": Family("Phi-3", (_no_sliding,)),
-    "gpt2": Family("GPT-2", (_no_cross_attention,)),
+    "gpt2": Family("GPT-2", (_no_cross_attention,), position_table=True),
     "gpt_neox": Family("GPT-NeoX"),
-    "opt": Family("OPT"),
-    "mixtral": Family("Mixtral", (_no_sliding,)),
-    "qwen3_moe": Family("Qwen3-MoE", (_no_sliding,)),
+    "opt": Family("OPT", position_table=True),
+    "mixtral": Family("Mixtral", (_no_sliding,), inputs=_NO_ROUTER_LOSS),
+    "qwen3_moe": Family("Qwen3-MoE", (_no_sliding,), inputs=_NO_ROUTER_LOSS),
 }
 ATTENTION = ("sdpa", "eager")
 
@@ -69,7 +77,7 @@ def require_supported(model: Any, *, prompt: int, longest: int) -> Family:
         raise UnsupportedModel(
             f"{type(model).__name__} (model_type {kind!r}) is not served yet (served: {names}); {INSTEAD}"
         )
-    for rule in (*family.rules, _attention, _dropout(model), _rotary(prompt, longest)):
+    for rule in (*family.rules, _attention, _training(model), _rotary(prompt, longest)):
         if reason := rule(config):
             raise UnsupportedModel(f"{type(model).__name__} cannot be served: {reason}; or {INSTEAD}")
     return family
@@ -84,13 +92,18 @@ def _attention(config: Any) -> str | None:
     )
 
 
-def _dropout(model: nn.Module) -> Callable[[Any], str | None]:
+def _training(model: nn.Module) -> Callable[[Any], str | None]:
+    """A model in training mode is served only where nothing about it is random."""
+    names = ("attention_dropout", "attn_pdrop", "dropout", "layerdrop", "router_jitter_noise")
+
     def rule(config: Any) -> str | None:
         if not model.training:
             return None
         fractions = [getattr(m, "p", 0) for m in model.modules() if isinstance(m, nn.Dropout)]
-        fractions += [getattr(config, name, 0) for name in ("attention_dropout", "attn_pdrop", "dropout")]
-        return "it is in training mode and drops units at random; call model.eval() first" if any(fractions) else None
+        fractions += [getattr(config, name, 0) for name in names]
+        if any(fractions) or getattr(model, "is_gradient_checkpointing", False):
+            return "it is in training mode, which drops units at random or recomputes them; call model.eval() first"
+        return None
 
     return rule
 

@@ -9,11 +9,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+from transformers.generation.stopping_criteria import (
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+    StopStringCriteria,
+)
 
 from lookahead.draft import IntArray
+from lookahead.errors import InvalidArgument
 
-MAX_AHEAD = 32  # columns; noise and scores of a row are kept while it waits for slower ones
+MAX_AHEAD = 32  # columns that a row may run ahead of the slowest
+KEPT = 1 << 26  # numbers; noise and scores of the columns between are kept, and this many are enough
 CHUNK = 256  # columns by which the token buffer grows
 
 
@@ -59,12 +66,19 @@ class Stops:
     """Asks every stopping criterion after each column, in order, with what plain `generate()` would show it.
 
     Length and EOS criteria are evaluated on the host without building tensors; all others are called.
+
+    Attributes:
+        max_length: the strictest length limit, prompt included; None: no limit.
+        eos: tokens that end a row.
+        pads: whether ended rows emit padding, as they do where an EOS criterion exists.
+        ordered: whether a criterion is the user's own, which may draw random numbers or keep state.
     """
 
     def __init__(self, criteria: Sequence[Any]) -> None:
         self.lengths = [c for c in criteria if type(c) is MaxLengthCriteria]
         self.eos = {int(t) for c in criteria if type(c) is EosTokenCriteria for t in c.eos_token_id.flatten().tolist()}
         self.others = [c for c in criteria if type(c) not in (MaxLengthCriteria, EosTokenCriteria)]
+        self.ordered = any(type(c) not in (MaxTimeCriteria, StopStringCriteria) for c in self.others)
         self.pads = any(hasattr(c, "eos_token_id") for c in criteria)
         self.max_length = min((int(c.max_length) for c in self.lengths), default=None)
 
@@ -80,15 +94,15 @@ class Stops:
         """
         full = self.max_length is not None and length >= self.max_length
         done = [full or token in self.eos for token in tokens]
-        for criterion in self.lengths:
-            limit = criterion.max_position_embeddings
-            if limit is not None and length > limit:
-                criterion(ids(), scores)  # it warns about positions that the model was not made for
-        for criterion in self.others:
-            answer = criterion(ids(), scores)
-            answers = answer.tolist() if isinstance(answer, Tensor) else answer
-            each = answers if isinstance(answers, list) else [answers] * len(done)
-            done = [a or bool(b) for a, b in zip(done, each, strict=True)]
+        # Beyond the model's positions the length criterion has a warning to give.
+        beyond = [
+            c for c in self.lengths if c.max_position_embeddings is not None and length > c.max_position_embeddings
+        ]
+        asked = [*beyond, *self.others]
+        seen = ids() if asked else None
+        for criterion in asked:
+            answer = torch.as_tensor(criterion(seen, scores)).expand(len(done)).tolist()
+            done = [a or bool(b) for a, b in zip(done, answer, strict=True)]
         return done
 
 
@@ -104,26 +118,44 @@ class Progress:
         pad: what rows emit after their end, where an EOS criterion exists.
         complete: finished rows are run and recorded to the end, as plain does, because somebody sees it: the caller
             (scores, logits, cache) or a processor that looks at other rows.
+        column_size: numbers kept for every column that a row runs ahead.
     """
 
     def __init__(
-        self, prompt: Tensor, stops: Stops, *, pad: int | None, complete: bool, records: Records, streamer: Any = None
+        self,
+        prompt: Tensor,
+        stops: Stops,
+        *,
+        pad: int | None,
+        complete: bool,
+        records: Records,
+        streamer: Any = None,
+        column_size: int = 0,
     ) -> None:
         self.rows, self._prompt = prompt.shape
         self._device = prompt.device
         self._ids = np.zeros((self.rows, self._prompt + CHUNK), np.int64)
         self._ids[:, : self._prompt] = prompt.cpu().numpy()
-        self._stops, self.pad, self._complete = stops, pad or 0, complete
+        self._stops, self._pad, self._complete = stops, pad, complete
         self._records, self._streamer = records, streamer
         self.length = [0] * self.rows
         self.settled = 0
         self.unfinished = [True] * self.rows
+        self._going = self.rows
+        self._ahead = max(1, min(MAX_AHEAD, KEPT // max(column_size, 1)))
         self._waits_at_eos = [False] * self.rows
+
+    @property
+    def padding(self) -> int:
+        """The token that ended rows emit."""
+        if self._pad is None:
+            raise InvalidArgument("pad_token_id: rows end at different times, and no padding token is set; pass one")
+        return self._pad
 
     @property
     def done(self) -> bool:
         """Whether no row goes on."""
-        return not any(self.unfinished)
+        return self._going == 0
 
     def is_padding(self, row: int) -> bool:
         """Whether `row` only emits padding from here on."""
@@ -131,12 +163,12 @@ class Progress:
 
     def runs(self, row: int) -> bool:
         """Whether `row` still has tokens to pick."""
-        return not self.done and (self._complete or not self.is_padding(row))
+        return self._going > 0 and (self._complete or not self.is_padding(row))
 
     def is_open(self, row: int) -> bool:
         """Whether `row` may pick its next token now."""
         ahead = self.length[row] - self.settled
-        return self.runs(row) and not self._waits_at_eos[row] and ahead < MAX_AHEAD and self.remaining(row) > 0
+        return self.runs(row) and not self._waits_at_eos[row] and ahead < self._ahead and self.remaining(row) > 0
 
     def remaining(self, row: int) -> int:
         """Return how many tokens the length limit leaves to `row`."""
@@ -154,12 +186,12 @@ class Progress:
         return self._ids[row, self._prompt + start : self._prompt + self.length[row]].copy()
 
     def ids(self, columns: int) -> Tensor:
-        """Return a copy, [B, P + columns], on the device of the prompt; a row that is not that far shows zeros."""
+        """Return a copy, [B, P + columns], on the device of the prompt; a row that is not that far shows any token."""
         return torch.from_numpy(self._ids[:, : self._prompt + columns].copy()).to(self._device)
 
     def commit(self, row: int, token: int) -> int:
         """Append `token`, or padding where the row has ended, and return what was appended."""
-        token = self.pad if self.is_padding(row) else token
+        token = self.padding if self.is_padding(row) else token
         column = self._prompt + self.length[row]
         if column == self._ids.shape[1]:
             self._ids = np.pad(self._ids, ((0, 0), (0, max(CHUNK, column // 4))))
@@ -198,9 +230,9 @@ class Progress:
     def _finish(self, row: int) -> None:
         """End `row` with the column just settled; what it picked beyond becomes padding."""
         self.unfinished[row] = False
+        self._going -= 1
         self._waits_at_eos[row] = False
         if self._stops.pads:
-            self._ids[row, self._prompt + self.settled :] = 0
             self.length[row] = self.settled
 
 

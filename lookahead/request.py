@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers.generation import StoppingCriteriaList, StopStringCriteria
 from transformers.generation.configuration_utils import GenerationMode
@@ -17,40 +18,53 @@ SERVED_INPUTS = {"past_key_values", "position_ids", "attention_mask", "inputs_em
 
 
 def served_arguments(model: Any, arguments: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
-    """Refuse what belongs to other decoders, and build the stop-string criterion that `transformers` would drop."""
+    """Refuse what belongs to other decoders and never reaches a `custom_generate` callable; prepare the rest for it."""
     arguments = dict(arguments)
-    if arguments.get("custom_generate") is not None:
+    if arguments.pop("custom_generate", None) is not None:
         raise UnsupportedArgument("custom_generate is what lookahead.generate() passes itself; leave it out")
-    if arguments.get("assistant_model") is not None or arguments.get("assistant_tokenizer") is not None:
-        raise UnsupportedArgument(
-            "assistant_model: lookahead drafts without a second model; leave it out, or call model.generate()"
-        )
-    if arguments.get("synced_gpus"):
+    for name in ("assistant_model", "assistant_tokenizer"):
+        if arguments.pop(name, None) is not None:
+            advice = "leave it out, or call model.generate()"
+            raise UnsupportedArgument(f"{name}: lookahead drafts without a second model; {advice}")
+    if arguments.pop("synced_gpus", None):
         raise UnsupportedArgument("synced_gpus: generation over sharded processes is not served; call model.generate()")
-    arguments.pop("synced_gpus", None)
-    tokenizer = arguments.pop("tokenizer", None) or tokenizer
-    config = arguments.get("generation_config")
-    strings = arguments.pop("stop_strings", None) or (config or model.generation_config).stop_strings
-    if (arguments.get("token_healing") or (config or model.generation_config).token_healing) and tokenizer is not None:
+    if _setting(model, arguments, "token_healing"):
         raise UnsupportedArgument("token_healing: heal the prompt first (model.heal_tokens), or call model.generate()")
+    if _setting(model, arguments, "cache_implementation") == "paged":
+        raise UnsupportedArgument("cache_implementation='paged': continuous batching is model.generate_batch()")
+    given = arguments.pop("tokenizer", None)
+    return _with_stop_strings(model, arguments, tokenizer if given is None else given)
+
+
+def _setting(model: Any, arguments: dict[str, Any], name: str) -> Any:
+    """Return a generation setting as `transformers` resolves it: keyword, the user's config, the model's."""
+    for holder in (arguments.get("generation_config"), model.generation_config):
+        if arguments.get(name) is None and holder is not None and getattr(holder, name, None) is not None:
+            return getattr(holder, name)
+    return arguments.get(name)
+
+
+def _with_stop_strings(model: Any, arguments: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """Turn `stop_strings`, wherever they are set, into the criterion that `transformers` lacks the tokenizer for."""
+    strings = _setting(model, arguments, "stop_strings")
+    arguments.pop("stop_strings", None)
     if strings is None:
         return arguments
     if tokenizer is None:
         raise InvalidArgument(
             "stop_strings needs the model's tokenizer; pass tokenizer=, or make the Lookahead with one"
         )
-    if (config or model.generation_config).stop_strings is not None:
-        arguments["generation_config"] = copy.deepcopy(config or model.generation_config)
+    config = arguments.get("generation_config")
+    if config is not None and config.stop_strings is not None:
+        arguments["generation_config"] = copy.deepcopy(config)
         arguments["generation_config"].stop_strings = None
+    if model.generation_config.stop_strings is not None:
+        arguments["stop_strings"] = None  # a given None keeps the model's own out
     criteria = list(arguments.get("stopping_criteria") or [])
     if not any(type(criterion) is StopStringCriteria for criterion in criteria):
         criteria.append(StopStringCriteria(stop_strings=strings, tokenizer=tokenizer))
     arguments["stopping_criteria"] = StoppingCriteriaList(criteria)
     return arguments
-
-
-def _given(config: Any, name: str) -> bool:
-    return getattr(config, name, None) is not None
 
 
 def refuse_modes(config: Any) -> None:
@@ -64,8 +78,8 @@ def refuse_modes(config: Any) -> None:
         "penalty_alpha": config.get_generation_mode() == GenerationMode.CONTRASTIVE_SEARCH,
         "force_words_ids": _given(config, "force_words_ids") or _given(config, "constraints"),
         "use_cache=False": config.use_cache is False,
-        "output_attentions": bool(config.output_attentions),
-        "output_hidden_states": bool(config.output_hidden_states),
+        "output_attentions": bool(config.return_dict_in_generate and config.output_attentions),
+        "output_hidden_states": bool(config.return_dict_in_generate and config.output_hidden_states),
         "is_assistant": bool(config.is_assistant),
     }
     for name, given in refused.items():
@@ -82,12 +96,24 @@ def refuse_modes(config: Any) -> None:
 
 
 def refuse_inputs(model_kwargs: dict[str, Any]) -> None:
+    """Raise `UnsupportedArgument` for every model input that a pass over a tree could not be given."""
     for name, value in model_kwargs.items():
         if value is not None and name not in SERVED_INPUTS:
             raise UnsupportedArgument(f"{name}: this model input is not served; leave it out, or call model.generate()")
     positions = model_kwargs.get("position_ids")
     if positions is not None and positions.dim() != 2:
         raise UnsupportedArgument(f"position_ids of shape {tuple(positions.shape)}: only [batch, length] is served")
+
+
+def refuse_sharding(model: Any) -> None:
+    """Raise `UnsupportedArgument` where all processes have to take part in every forward pass."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+    from transformers.integrations.fsdp import is_fsdp_managed_module
+
+    if torch.distributed.get_world_size() > 1 and (is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model)):
+        raise UnsupportedArgument("synced_gpus: a model sharded by FSDP or ZeRO-3 is not served; call model.generate()")
 
 
 def prompt_length(model_kwargs: dict[str, Any], input_ids: Tensor) -> int:
@@ -116,8 +142,17 @@ def padding_mask(mask: Tensor | None, cached: int) -> Tensor | None:
     return mask != 0
 
 
-def ids_mask(mask: Tensor | None, input_ids: Tensor) -> np.ndarray[Any, Any] | None:
-    """Return which of `input_ids` are not padding; a mask that also covers an earlier cache ends with them."""
-    if mask is None or input_ids.shape[1] == 0:
+def ids_mask(mask: Tensor | None, input_ids: Tensor) -> NDArray[np.bool_] | None:
+    """Return which of `input_ids` are not padding, as far as `mask` tells; only drafters read it.
+
+    A mask that also covers an earlier cache ends with the given ids.
+    """
+    length = input_ids.shape[1]
+    if mask is None or length == 0 or mask.shape[1] < length:
         return None
-    return mask[:, -input_ids.shape[1] :].cpu().numpy()
+    covered: NDArray[np.bool_] = mask[:, -length:].cpu().numpy()
+    return covered
+
+
+def _given(config: Any, name: str) -> bool:
+    return getattr(config, name, None) is not None

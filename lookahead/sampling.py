@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -15,16 +16,19 @@ from lookahead.topk import best_tokens
 # Pure functions of one row of scores: they may see all nodes at once, in any order.
 ROW_PURE = {
     hf.TemperatureLogitsWarper, hf.TopKLogitsWarper, hf.TopPLogitsWarper, hf.MinPLogitsWarper, hf.TypicalLogitsWarper,
-    hf.EpsilonLogitsWarper, hf.EtaLogitsWarper, hf.InfNanRemoveLogitsProcessor, hf.LogitNormalization,
+    hf.EpsilonLogitsWarper, hf.InfNanRemoveLogitsProcessor, hf.LogitNormalization,
     hf.SuppressTokensLogitsProcessor,
 }  # fmt: skip
 # Pure functions of one row of scores and that row's tokens: rows of a batch may be asked at different times.
 ROW_LOCAL = ROW_PURE | {
-    hf.MinLengthLogitsProcessor, hf.MinNewTokensLengthLogitsProcessor, hf.RepetitionPenaltyLogitsProcessor,
+    hf.EtaLogitsWarper, hf.MinLengthLogitsProcessor, hf.MinNewTokensLengthLogitsProcessor,
+    hf.RepetitionPenaltyLogitsProcessor,
     hf.EncoderRepetitionPenaltyLogitsProcessor, hf.NoRepeatNGramLogitsProcessor, hf.EncoderNoRepeatNGramLogitsProcessor,
     hf.SequenceBiasLogitsProcessor, hf.NoBadWordsLogitsProcessor, hf.ForcedBOSTokenLogitsProcessor,
     hf.ForcedEOSTokenLogitsProcessor, hf.ExponentialDecayLengthPenalty, hf.SuppressTokensAtBeginLogitsProcessor,
 }  # fmt: skip
+# Sums along a row may round differently for one row and for many on an accelerator: only these are safe there.
+SAME_AT_ONCE = ROW_PURE - {hf.TopPLogitsWarper, hf.TypicalLogitsWarper}
 ALL_NODES_LIMIT = 1 << 16  # scores; on a CPU, processing more nodes than are visited costs more than calls save
 
 
@@ -78,6 +82,7 @@ class Sampler:
         rows: the batch size.
         device: where plain `generate()` processes scores, the device of `input_ids`.
         recorder: receives scores and logits, where the caller returns them.
+        ordered: something else (a stopping criterion of the user's) may draw random numbers between two columns.
 
     Attributes:
         lockstep: whether all rows have to be picked together, column by column: a processor that may look at other
@@ -85,19 +90,33 @@ class Sampler:
     """
 
     def __init__(
-        self, processors: Any, *, do_sample: bool, rows: int, device: torch.device, recorder: Recorder | None = None
+        self,
+        processors: Any,
+        *,
+        do_sample: bool,
+        rows: int,
+        device: torch.device,
+        recorder: Recorder | None = None,
+        ordered: bool = False,
     ) -> None:
         self._processors, self._sample, self._rows, self._device = processors, do_sample, rows, device
         self._recorder = recorder
         kinds = {type(p) for p in processors}
-        self._pure = bool(processors) and kinds <= ROW_PURE
+        self.needs_ids = not kinds <= ROW_PURE
+        self._at_once = bool(kinds) and kinds <= (ROW_PURE if device.type == "cpu" else SAME_AT_ONCE)
         self._direct = not processors and not do_sample and recorder is None
-        ledger = do_sample and rows > 1 and kinds <= ROW_LOCAL and draws_match(device)
+        local = kinds <= ROW_LOCAL
+        ledger = do_sample and rows > 1 and local and not ordered and draws_match(device)
         self._ledger = NoiseLedger(rows, device) if ledger else None
-        self.lockstep = rows > 1 and (not kinds <= ROW_LOCAL or (do_sample and self._ledger is None))
+        self.lockstep = rows > 1 and (not local or (do_sample and not ledger))
         self._logits: Tensor
         self._scores: Tensor | None = None
         self._picks: list[list[int]] = []
+
+    @property
+    def keeps_columns(self) -> bool:
+        """Whether a [B, V] block is kept for every column that a row runs ahead."""
+        return self._ledger is not None or self._recorder is not None
 
     def load(self, logits: Tensor, top: int) -> tuple[IntArray, FloatArray] | None:
         """Take the logits [B, N, V] of a pass; return the `top` best successors of all B * N nodes when top > 0."""
@@ -107,9 +126,6 @@ class Sampler:
         if self._direct:
             first = best[0][:, 0] if best else flat.float().argmax(-1).cpu().numpy()
             self._picks = first.reshape(logits.shape[:2]).tolist()
-        elif self._pure and (flat.device.type != "cpu" or flat.numel() <= ALL_NODES_LIMIT):
-            scores = self._processors(None, self._as_plain(flat))
-            self._scores = scores.view(logits.shape)
         return best
 
     def pick(self, column: int, nodes: Mapping[int, int], ids: Tensor | None) -> dict[int, int]:
@@ -121,21 +137,27 @@ class Sampler:
         """
         if self._direct:
             return {row: self._picks[row][node] for row, node in nodes.items()}
-        index = torch.tensor([nodes.get(row, 0) for row in range(self._rows)])
-        every = torch.arange(self._rows)
-        raw = self._as_plain(self._logits[every, index])
-        scores = self._processors(ids, raw) if self._scores is None else self._scores[every, index]
+        # Processors that look at ids were made for the whole batch; rows that pick nothing are along for the ride.
+        rows = list(range(self._rows)) if self.needs_ids else list(nodes)
+        scores, raw = self._process(rows, [nodes.get(row, 0) for row in rows], ids)
         if self._recorder is not None:
             for row in nodes:
-                self._recorder.record(column, row, scores[row], raw[row])
-        tokens = self._draw(column, scores, list(nodes)) if self._sample else scores.argmax(-1)
-        picked = tokens.tolist()
+                self._recorder.record(column, row, scores[rows.index(row)], raw[rows.index(row)])
+        tokens = self._draw(column, scores, rows) if self._sample else scores.argmax(-1)
+        picked = dict(zip(rows, tokens.tolist(), strict=True))
         return {row: picked[row] for row in nodes}
 
-    @property
-    def needs_ids(self) -> bool:
-        """Whether `pick` looks at the tokens so far."""
-        return bool(self._processors) and not self._pure
+    def _process(self, rows: list[int], nodes: list[int], ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return processed scores and raw logits, [rows, V] float32; without a recorder the latter may be anything."""
+        limit = ALL_NODES_LIMIT if self._device.type == "cpu" else self._logits.numel()
+        if self._at_once and self._scores is None and self._logits.numel() <= limit:
+            flat = self._as_plain(self._logits.flatten(0, 1))
+            self._scores = self._processors(None, flat).view(self._logits.shape)
+        if self._scores is None:
+            raw = self._as_plain(_at(self._logits, rows, nodes))
+            return self._processors(ids, raw), raw
+        scores = _at(self._scores, rows, nodes)
+        return scores, scores if self._recorder is None else self._as_plain(_at(self._logits, rows, nodes))
 
     def release(self, columns: int) -> None:
         """Tell that `columns` columns are settled and will not be asked for again."""
@@ -147,18 +169,31 @@ class Sampler:
         if self._ledger is not None:
             self._ledger.rewind(columns)
 
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Put the generator back after what runs inside, so that a drafter may draw at will."""
+        state = generator_state(self._device)
+        try:
+            yield
+        finally:
+            set_generator_state(self._device, state)
+
     def _as_plain(self, logits: Tensor) -> Tensor:
         return logits.to(copy=True, dtype=torch.float32, device=self._device)
 
     def _draw(self, column: int, scores: Tensor, rows: list[int]) -> Tensor:
         probs = torch.nn.functional.softmax(scores, dim=-1)
         if self._ledger is None:
-            others = [row for row in range(self._rows) if row not in rows]
-            probs[others] = 1.0  # rows that pick nothing still take their noise, whatever their scores are
             return torch.multinomial(probs, num_samples=1).squeeze(1)
-        if not bool(torch.isfinite(probs[rows]).all()):
+        if not bool(torch.isfinite(probs.sum())):
             raise RuntimeError("probability tensor contains either `inf`, `nan` or element < 0")
-        return (probs / self._ledger.noise(column, probs.shape[-1])).argmax(-1)
+        noise = self._ledger.noise(column, probs.shape[-1])
+        return (probs / (noise if len(rows) == self._rows else noise[rows])).argmax(-1)
+
+
+def _at(table: Tensor, rows: list[int], nodes: list[int]) -> Tensor:
+    """Return [rows, V]: for each row one node of `table` ([B, N, V])."""
+    return table[:, nodes[0]] if table.shape[0] == 1 else table[rows, nodes]
 
 
 _DRAWS_MATCH: dict[tuple[str, int | None], bool] = {}

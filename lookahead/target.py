@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicCache
 
 from lookahead.cache import TreeCache
 from lookahead.draft import Draft
+from lookahead.families import Family
 
 
 class TreeMask:
@@ -47,10 +48,11 @@ class TreeMask:
         """Show, behind `used` slots, the next `counts[b]` to row b and hide the rest of those any row kept."""
         most = max(counts)
         self._reserve(1, used + most)
-        self.buffer[..., used : used + most] = 0
-        for row, count in enumerate(counts):
-            if count < most:
-                self.buffer[row, :, :, used + count : used + most] = self.hidden
+        columns = self.buffer[..., used : used + most]
+        columns.zero_()
+        if min(counts) < most:
+            holes = torch.arange(most)[None] >= torch.tensor(counts)[:, None]
+            columns.masked_fill_(holes.to(columns.device)[:, None, None], self.hidden)
 
     def realign(self, counts: Sequence[int]) -> None:
         """Show the first `counts[b]` slots behind the prompt to row b and hide all later ones."""
@@ -72,7 +74,8 @@ class Target:
     """Runs trees through a model and keeps what was accepted.
 
     Args:
-        model: a causal language model of a served family (`families.py`).
+        model: a causal language model.
+        family: its row of the table of served architectures.
         cache: its ordinary cache after the prefill; taken over until `give_back`.
         prompt_mask: [B, P] bool over all cached positions; None when nothing is padding.
         last_position: [B] int64, the position id of the last prompt token of each row.
@@ -83,17 +86,32 @@ class Target:
     """
 
     def __init__(
-        self, model: Any, cache: DynamicCache, prompt_mask: Tensor | None, last_position: Tensor, room: int
+        self,
+        model: Any,
+        family: Family,
+        cache: DynamicCache,
+        prompt_mask: Tensor | None,
+        last_position: Tensor,
+        room: int,
     ) -> None:
-        self._model = model
+        self._model, self._inputs = model, dict(family.inputs)
+        self._positions = model.config.max_position_embeddings if family.position_table else None
         rows = last_position.shape[0]
         self.cache = TreeCache(cache, rows=rows, room=room)
+        # A model that is spread or offloaded has no one device; inputs go where its first keys are.
+        self._device = self.cache.layers[0].device
         self._padded = prompt_mask is not None
         if prompt_mask is None:
-            prompt_mask = torch.ones((rows, self.cache.prompt), dtype=torch.bool, device=model.device)
-        self._mask = TreeMask(prompt_mask.to(model.device), model.dtype)
+            prompt_mask = torch.ones((rows, self.cache.prompt), dtype=torch.bool)
+        self._mask = TreeMask(prompt_mask.to(self._device), self.cache.layers[0].dtype)
         self.seconds = 0.0
         self._next_position = last_position.cpu().numpy() + 1
+
+    def depth(self, row: int, column: int) -> int | None:
+        """Return how deep a draft of `row` may go under its node 0 at `column`; None: as deep as it likes."""
+        if self._positions is None:
+            return None
+        return max(int(self._positions) - 1 - int(self._next_position[row]) - column, 0)
 
     def forward(self, drafts: Sequence[Draft], columns: Sequence[int]) -> Tensor:
         """Return the logits [B, N, V] of all nodes of all drafts; rows with fewer nodes are padded at the end.
@@ -110,7 +128,7 @@ class Target:
             inputs[0, row, n:] = draft.tokens[0]
             inputs[1, row] = self._next_position[row] + columns[row]
             inputs[1, row, :n] += draft.depth
-        ids, positions = torch.from_numpy(inputs).to(self._model.device)
+        ids, positions = torch.from_numpy(inputs).to(self._device)
         mask = self._attention_mask(drafts, size)
         begin = time.perf_counter()
         outputs = self._model(
@@ -120,6 +138,7 @@ class Target:
             past_key_values=self.cache,
             use_cache=True,
             return_dict=True,
+            **self._inputs,
         )
         self.seconds = time.perf_counter() - begin
         return outputs.logits  # type: ignore[no-any-return]
@@ -151,4 +170,4 @@ class Target:
         for row, draft in enumerate(drafts):
             n = len(draft)
             ancestors[row, :n, :n] = draft.ancestors()
-        return self._mask.tree(torch.from_numpy(ancestors).to(self._model.device), self.cache.used)
+        return self._mask.tree(torch.from_numpy(ancestors).to(self._device), self.cache.used)
