@@ -125,7 +125,7 @@ class Decoder:
     ) -> None:
         size = max(len(draft) for draft in drafts)
         for row in asked:
-            tokens = self._progress.new_tokens(row, starts[row])
+            tokens = self._progress.new_tokens(row, starts[row])[: len(paths[row])]  # what follows is padding
             if len(tokens) == 0:
                 continue  # a criterion took back more than this pass gave
             self._contexts.extend(row, starts[row], tokens)

@@ -101,7 +101,7 @@ def _training(model: nn.Module) -> Callable[[Any], str | None]:
             return None
         fractions = [getattr(m, "p", 0) for m in model.modules() if isinstance(m, nn.Dropout)]
         fractions += [getattr(config, name, 0) for name in names]
-        if any(fractions) or getattr(model, "is_gradient_checkpointing", False):
+        if any(fractions) or any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
             return "it is in training mode, which drops units at random or recomputes them; call model.eval() first"
         return None
 

@@ -1,0 +1,191 @@
+"""The same prompts plain and with lookahead, timed fairly."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lookahead.engine import Lookahead
+from lookahead.errors import InvalidInput
+from lookahead.loading import encode, room
+from lookahead.trace import Run
+
+WARM_UP_TOKENS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A prompt to compare on."""
+
+    name: str
+    kind: str
+    prompt: str
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One prompt, once plain and once with lookahead."""
+
+    plain_s: float
+    lookahead_s: float
+    identical: bool
+    new_ids: list[int]
+    run: Run
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """All trials of one task; seconds are medians over the rounds.
+
+    Attributes:
+        passes: forward passes of the model, the prefill included; plain decoding needs one a token.
+    """
+
+    task: Task
+    trials: tuple[Trial, ...]
+
+    @property
+    def plain_s(self) -> float:
+        return statistics.median(trial.plain_s for trial in self.trials)
+
+    @property
+    def lookahead_s(self) -> float:
+        return statistics.median(trial.lookahead_s for trial in self.trials)
+
+    @property
+    def ratio(self) -> float:
+        return self.plain_s / self.lookahead_s
+
+    @property
+    def identical(self) -> bool:
+        return all(trial.identical for trial in self.trials)
+
+    @property
+    def tokens(self) -> int:
+        return self.trials[0].run.tokens
+
+    @property
+    def passes(self) -> int:
+        return len(self.trials[0].run.passes) + 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what `demo --json` writes."""
+        return {
+            "task": self.task.name,
+            "kind": self.task.kind,
+            "identical": self.identical,
+            "plain_s": round(self.plain_s, 4),
+            "lookahead_s": round(self.lookahead_s, 4),
+            "ratio": round(self.ratio, 3),
+            "tokens": self.tokens,
+            "passes": self.passes,
+            "tokens_per_pass": round(self.tokens / self.passes, 3),
+            "rounds": len(self.trials),
+        }
+
+
+def read_tasks(directory: Path, each: int = 3) -> list[Task]:
+    """Return the first `each` prompts of every kind in `directory`/prompts.json."""
+    path = directory / "prompts.json"
+    try:
+        items = json.loads(path.read_text(encoding="utf-8"))
+        tasks = [Task(item["task"], item["kind"], item["prompt"], int(item["max_new_tokens"])) for item in items]
+        if not all(task.prompt and task.max_new_tokens > 0 for task in tasks):
+            raise ValueError
+    except OSError as error:
+        raise InvalidInput(f"--model {directory}: the demo needs its prompts.json, which cannot be read") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise InvalidInput(f"{path}: not a JSON list of task, kind, prompt and max_new_tokens") from error
+    kinds = list(dict.fromkeys(task.kind for task in tasks))
+    chosen = [task for kind in kinds for task in [t for t in tasks if t.kind == kind][:each]]
+    if not chosen:
+        raise InvalidInput(f"{path}: holds no prompts")
+    return chosen
+
+
+class Comparison:
+    """Runs plain `generate()` and lookahead on the same tasks, greedy, in turns.
+
+    Every lookahead run has a fresh `Lookahead`: one that had seen the prompt before would remember the answer.
+
+    Args:
+        options: of `Lookahead`, such as `nodes`.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, tasks: Sequence[Task], **options: Any) -> None:
+        self.model, self.tokenizer, self._options = model, tokenizer, options
+        self.tasks, self._threads = list(tasks), torch.get_num_threads()
+        self._inputs = [encode(tokenizer, task.prompt) for task in tasks]
+        self._limits = [
+            room(model.config, inputs["input_ids"].shape[1], task.max_new_tokens)
+            for task, inputs in zip(tasks, self._inputs, strict=True)
+        ]
+        self._trials: list[list[Trial]] = [[] for _ in tasks]
+
+    @property
+    def setting(self) -> str:
+        """The model and machine in one line."""
+        model, threads = self.model, self._threads
+        size = sum(weight.numel() for weight in model.parameters()) / 1e6
+        kind = f"{model.config.model_type}, {size:.1f}M parameters, {str(model.dtype).removeprefix('torch.')}"
+        return f"Model: {kind}, on {model.device}, {threads} thread{'s' if threads > 1 else ''}."
+
+    @property
+    def rounds(self) -> int:
+        """Rounds that are complete."""
+        return min(len(trials) for trials in self._trials)
+
+    @property
+    def rows(self) -> list[Row]:
+        return [Row(task, tuple(trials)) for task, trials in zip(self.tasks, self._trials, strict=True)]
+
+    def warm_up(self) -> float:
+        """Run the first task of each kind for a few tokens; return the seconds that the first-call compile took."""
+        firsts = {task.kind: index for index, task in reversed(list(enumerate(self.tasks)))}
+        compiling = 0.0
+        for index in firsts.values():
+            limit = min(self._limits[index], WARM_UP_TOKENS)
+            self._plain(index, limit)
+            first, second = self._lookahead(index, limit), self._lookahead(index, limit)
+            compiling += max(first[1] - second[1], 0.0)
+        return compiling
+
+    def round(self, say: Callable[[str], object] = lambda text: None) -> None:
+        """Run every task once each way; who goes first changes from task to task and from round to round."""
+        number = self.rounds
+        for index, trials in enumerate(self._trials):
+            say(f"round {number + 1}: prompt {index + 1} of {len(self.tasks)}")
+            trials.append(self._trial(index, plain_first=(index + number) % 2 == 0))
+
+    def _trial(self, index: int, *, plain_first: bool) -> Trial:
+        limit = self._limits[index]
+        if plain_first:
+            expected, plain_s = self._plain(index, limit)
+            ids, lookahead_s, run = self._lookahead(index, limit)
+        else:
+            ids, lookahead_s, run = self._lookahead(index, limit)
+            expected, plain_s = self._plain(index, limit)
+        new_ids = ids[0, self._inputs[index]["input_ids"].shape[1] :].tolist()
+        return Trial(plain_s, lookahead_s, torch.equal(expected, ids), new_ids, run)
+
+    def _plain(self, index: int, limit: int) -> tuple[Tensor, float]:
+        begin = time.perf_counter()
+        ids = self.model.generate(**self._inputs[index], max_new_tokens=limit, do_sample=False)
+        return ids, time.perf_counter() - begin
+
+    def _lookahead(self, index: int, limit: int) -> tuple[Tensor, float, Run]:
+        begin = time.perf_counter()
+        lookahead = Lookahead(self.model, **self._options)
+        ids = lookahead.generate(**self._inputs[index], max_new_tokens=limit, do_sample=False)
+        seconds = time.perf_counter() - begin
+        assert lookahead.last is not None
+        return ids, seconds, lookahead.last
