@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         UnsupportedModel,
     )
     from lookahead.grow import Grower
+    from lookahead.loading import demo_path
     from lookahead.trace import Pass, Run, Step
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ _HOME = {
     "UnsupportedArgument": "errors",
     "UnsupportedCache": "errors",
     "UnsupportedModel": "errors",
+    "demo_path": "loading",
     "generate": "engine",
 }
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "UnsupportedArgument",
     "UnsupportedCache",
     "UnsupportedModel",
+    "demo_path",
     "generate",
 ]
 

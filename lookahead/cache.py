@@ -87,8 +87,8 @@ class TreeLayer(DynamicLayer):  # type: ignore[misc]
 class TreeCache(Cache):  # type: ignore[misc]
     """A `transformers` cache for verifying token trees, one per batch row.
 
-    All rows share the slots; a row that accepts less than another leaves *holes*, which the mask hides
-    (`valid_slots`). Holes are closed now and then by `realign`. The prompt's slots never move.
+    All rows share the slots; a row that accepts less than another leaves *holes*, which the mask hides. Holes are
+    closed now and then by `realign`. The prompt's slots never move.
 
     Args:
         cache: the ordinary cache after the prefill; its tensors are taken over, layer by layer.

@@ -16,6 +16,11 @@ DEMO = Path(__file__).parent / "demo"
 NEW_TOKENS = 256  # unless the user says how many, or fewer fit
 
 
+def demo_path() -> str:
+    """Return the directory of the bundled model, for `from_pretrained`."""
+    return str(DEMO)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Hold back warnings and progress bars of `transformers` and the Hub, which are for programmers."""

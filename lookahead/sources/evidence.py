@@ -1,0 +1,121 @@
+"""What the sources say of the successors of one node, in columns that the mixer weighs.
+
+Every column holds log-odds or a small number near zero; 0 means that the source has nothing to say.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lookahead.draft import FloatArray
+from lookahead.sources.kernels import Records, inner, kernel, records
+
+WIDTH = 32
+"""Successors considered at one node."""
+
+EXACT = np.array([0, 1, 2, 3, 4, 6, 9, 14, 22], np.int64)
+"""Lengths of the suffixes whose successors are counted, rising."""
+
+SPARSE = np.array([[1, 1], [1, 2], [2, 2]], np.int64)
+"""Contexts that skip the last tokens, so that they outlive an edit: (skipped, length)."""
+
+WRITTEN = np.array([1, 2, 3], np.int64)
+"""Lengths of the suffixes that are counted a second time in the generated text alone."""
+
+FIRST_SPARSE = EXACT.shape[0]
+FIRST_WRITTEN = FIRST_SPARSE + SPARSE.shape[0]
+FIRST_EDIT = FIRST_WRITTEN + WRITTEN.shape[0]
+CONTEXTS = FIRST_EDIT + 3  # what replaced a copied text: by the last token, by the expected one, by both
+
+# The columns after those of the contexts.
+BIAS = CONTEXTS
+BLEND = CONTEXTS + 1  # all exact contexts blended
+NEWEST, ONLY, AGE, COUNT, RIVALS = (CONTEXTS + 2 + i for i in range(5))  # in the longest context that knows it
+COPIED, DIVERTED, REGAINED = (CONTEXTS + 7 + i for i in range(3))  # by the alignment
+AT_ROOT, DOUBT = CONTEXTS + 10, CONTEXTS + 11  # of the parent: is it the root, and how unlikely was it?
+BY_PAIR, BY_TOKEN, FAVOURITE = (CONTEXTS + 12 + i for i in range(3))  # by the recycled logits
+FIRST_GUEST = CONTEXTS + 15  # one column for each source that is a Python object
+GUESTS = 4
+COLUMNS = FIRST_GUEST + GUESTS
+
+_SUREST = np.float32(np.log(999.0))
+
+
+class Evidence(NamedTuple):
+    """The successors of one node: `rows[j]` and `x[j]` are about `rows[j].token`."""
+
+    rows: Records  # [WIDTH] see `empty_evidence`
+    x: FloatArray  # [WIDTH, COLUMNS]
+    absent: FloatArray  # [COLUMNS] the x of a token that nobody has named yet
+    size: NDArray[np.int64]  # [1] rows in use
+
+
+def empty_evidence() -> Evidence:
+    """Return room for the successors of one node.
+
+    Fields of a row: the token; its chance by the exact contexts blended and by the recycled logits; 1 + the index of
+    the longest exact context that knows it, the alignment's cell that named it, and 1 + the index of the Python
+    source that did, 0 where none does.
+    """
+    rows = records(WIDTH, token="i4", blend="f4", recycled="f4", longest="i4", cell="i4", guest="i4")
+    return Evidence(rows, np.zeros((WIDTH, COLUMNS), np.float32), np.zeros(COLUMNS, np.float32), np.zeros(1, np.int64))
+
+
+@inner
+def clear(evidence):  # type: ignore[no-untyped-def]
+    """Forget all rows."""
+    evidence.size[0] = 0
+    for i in range(COLUMNS):
+        evidence.absent[i] = 0.0
+
+
+@inner
+def row_of(evidence, token):  # type: ignore[no-untyped-def]
+    """Return the row of `token`, a new one if need be; -1 when all rows are taken."""
+    n = evidence.size[0]
+    for j in range(n):
+        if evidence.rows[j].token == token:
+            return j
+    if n == WIDTH:
+        return -1
+    row = evidence.rows[n]
+    row.token, row.blend, row.recycled = token, 0.0, 0.0
+    row.longest, row.cell, row.guest = 0, 0, 0
+    for i in range(COLUMNS):
+        evidence.x[n, i] = evidence.absent[i]
+    evidence.size[0] = n + 1
+    return n
+
+
+@inner
+def deny(evidence, column, value):  # type: ignore[no-untyped-def]
+    """Write `value` for every token, named or not, until a source says otherwise."""
+    evidence.absent[column] = value
+    for j in range(evidence.size[0]):
+        evidence.x[j, column] = value
+
+
+@inner
+def log_odds(chance):  # type: ignore[no-untyped-def]
+    """Return the logit of a chance, within what one in a thousand gives."""
+    if not chance > 1e-3:
+        return -_SUREST
+    if chance > 1.0 - 1e-3:
+        return _SUREST
+    return np.float32(np.log(chance / (1.0 - chance)))
+
+
+@kernel
+def add_guest(evidence, column, tokens, chances):  # type: ignore[no-untyped-def]
+    """Add what a Python source said; `column` counts from the first guest."""
+    if tokens.shape[0] > 0:
+        deny(evidence, FIRST_GUEST + column, np.float32(-2.0))
+    for i in range(tokens.shape[0]):
+        j = row_of(evidence, tokens[i]) if tokens[i] >= 0 else -1
+        if j >= 0:
+            evidence.x[j, FIRST_GUEST + column] = log_odds(chances[i])
+            if evidence.rows[j].guest == 0:
+                evidence.rows[j].guest = column + 1

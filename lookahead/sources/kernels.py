@@ -1,0 +1,56 @@
+"""How numba functions are declared here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numba.extending import register_jitable
+from numpy.typing import NDArray
+
+Records = NDArray[Any]
+"""An array of a structured type: one argument of a kernel instead of many, and one cache line instead of many."""
+
+_STAMP = tuple(sorted((file.name, file.stat().st_mtime_ns) for file in Path(__file__).parent.glob("*.py")))
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Declare a function that Python calls: compiled at the first call, and kept in numba's cache."""
+    compiled: Callable[..., Any] = njit(cache=True, no_cfunc_wrapper=True, error_model="numpy")(function)
+    # numba looks at the kernel's own file alone; what is compiled into it comes from all files of this folder.
+    cache = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
+    if cache is not None:
+        cache._source_stamp = (cache._source_stamp, _STAMP)
+    return compiled
+
+
+def inner(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Declare a function that kernels may call; from Python it runs as plain Python.
+
+    Only the kernels get an entry from Python and a place in numba's cache, which saves most of the compile time.
+    """
+    return _declare(function, {})
+
+
+def inner_sum(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Declare a function as `inner` does, whose sums may be taken in any order."""
+    return _declare(function, {"fastmath": {"reassoc", "contract", "nsz"}})
+
+
+def _declare(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+    declared: Callable[..., Any] = register_jitable(
+        no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy", **options
+    )(function)
+    return declared
+
+
+def records(length: int, /, **fields: str) -> Records:
+    """Return `length` zeroed records with these fields.
+
+    >>> records(2, token="i4", chance="f4").dtype.names
+    ('token', 'chance')
+    """
+    return np.zeros(length, np.dtype(list(fields.items()), align=True))

@@ -1,0 +1,167 @@
+"""Laws of `Draft`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lookahead.draft import Draft
+from lookahead.errors import InvalidDraft
+
+
+@st.composite
+def drafts(draw: st.DrawFn, root: int = 7, largest: int = 24, twins: bool = True) -> Draft:
+    """Any tree under token `root`; tokens are few, so that equal siblings are common (none where not `twins`)."""
+    size = draw(st.integers(1, largest))
+    parents, tokens, weight, probe = [-1], [root], [1.0], [False]
+    for i in range(1, size):
+        parents.append(draw(st.integers(0, i - 1)))
+        tokens.append(draw(st.integers(0, 3)) if twins else 10 + i)
+        weight.append(draw(st.floats(0, 1, width=32)))
+        probe.append(draw(st.booleans()) if twins else False)
+    source = np.arange(size) % 5
+    return Draft(np.array(tokens), np.array(parents), np.array(weight), source, np.array(probe))
+
+
+def words(draft: Draft) -> set[tuple[Any, ...]]:
+    """The paths of a tree, each as (token, probe) from the root down."""
+    return {tuple((int(draft.tokens[i]), bool(draft.probe[i])) for i in draft.path(n)) for n in range(len(draft))}
+
+
+def test_chain_has_no_branches() -> None:
+    draft = Draft.chain([4, 5, 6], weight=0.5, source=2)
+    assert draft.tokens.tolist() == [4, 5, 6]
+    assert draft.parents.tolist() == [-1, 0, 1]
+    assert draft.depth.tolist() == [0, 1, 2]
+    assert draft.path(2) == [0, 1, 2]
+    assert draft.weight.tolist() == [0.5] * 3
+    assert draft.source.tolist() == [2] * 3
+
+
+def test_root_proposes_nothing() -> None:
+    assert len(Draft.root(9)) == 1
+    assert Draft.root(9) == Draft.chain([9])
+
+
+@given(drafts())
+def test_ancestors_equal_naive(draft: Draft) -> None:
+    expected = np.zeros((len(draft), len(draft)), bool)
+    for i in range(len(draft)):
+        node = i
+        while node >= 0:
+            expected[i, node] = True
+            node = int(draft.parents[node])
+    assert np.array_equal(draft.ancestors(), expected)
+
+
+@given(drafts())
+def test_depth_and_path_weight_follow_the_path(draft: Draft) -> None:
+    for node, weight in enumerate(draft.path_weight()):
+        path = draft.path(node)
+        assert draft.depth[node] == len(path) - 1
+        assert weight == pytest.approx(float(np.prod(draft.weight[path[1:]], dtype=np.float64)), rel=1e-5, abs=1e-30)
+
+
+@given(drafts(), st.integers(0, 3))
+def test_child_is_the_first_acceptable_one(draft: Draft, token: int) -> None:
+    for node in range(len(draft)):
+        fits = (draft.parents == node) & (draft.tokens == token) & ~draft.probe
+        assert draft.child(node, token) == (int(np.flatnonzero(fits)[0]) if fits.any() else None)
+
+
+@given(st.lists(drafts(), min_size=1, max_size=4))
+def test_merge_keeps_every_path_once(parts: list[Draft]) -> None:
+    merged = Draft.merge(parts)
+    assert words(merged) == set().union(*(words(part) for part in parts))
+    assert len(words(merged)) == len(merged)
+
+
+@given(drafts())
+def test_merge_keeps_the_larger_weight_and_its_source(draft: Draft) -> None:
+    merged = Draft.merge([draft])
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for node in range(len(draft)):
+        alike.setdefault(tuple((int(draft.tokens[i]), bool(draft.probe[i])) for i in draft.path(node)), []).append(node)
+    for node in range(len(merged)):
+        twins = alike[tuple((int(merged.tokens[i]), bool(merged.probe[i])) for i in merged.path(node))]
+        best = max(twins, key=lambda n: draft.weight[n])
+        assert (merged.weight[node], merged.source[node]) == (draft.weight[best], draft.source[best])
+
+
+@given(drafts())
+def test_deduplicate_is_merge_of_one(draft: Draft) -> None:
+    if len(words(draft)) == len(draft):
+        assert draft.deduplicate() is draft
+    else:
+        assert draft.deduplicate() == Draft.merge([draft])
+
+
+@given(drafts(twins=False), st.integers(0, 24), st.one_of(st.none(), st.integers(0, 6)))
+def test_cut_keeps_the_best_nodes_and_their_parents(draft: Draft, nodes: int, depth: int | None) -> None:
+    short = draft.cut(nodes, depth=depth)
+    limit = len(draft) if depth is None else depth
+    allowed = [n for n in range(1, len(draft)) if draft.depth[n] <= limit]
+    # Without twins the token names the node.
+    kept = {int(np.flatnonzero(draft.tokens == token)[0]) for token in short.tokens[1:]}
+    assert len(kept) == min(nodes, len(allowed))
+    assert kept <= set(allowed)
+    assert words(short) <= words(draft)
+    weight = draft.path_weight()
+    left = [weight[n] for n in allowed if n not in kept]
+    assert not left or not kept or min(weight[n] for n in kept) >= max(left)
+
+
+def test_cut_breaks_ties_by_order_and_keeps_columns() -> None:
+    draft = Draft(np.array([1, 2, 3, 4]), np.array([-1, 0, 0, 1]), np.full(4, 0.5), np.array([0, 1, 2, 3]))
+    short = draft.cut(2)
+    assert (short.tokens.tolist(), short.parents.tolist(), short.source.tolist()) == ([1, 2, 3], [-1, 0, 0], [0, 1, 2])
+    assert draft.cut(3) is draft
+    assert len(draft.cut(0)) == len(draft.cut(9, depth=0)) == 1
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"tokens": [], "parents": []}, "needs node 0"),
+        ({"tokens": [1, 2], "parents": [-1]}, "parents has 1 entries"),
+        ({"tokens": [1, 2], "parents": [-1, 1]}, "node 1 has parent 1"),
+        ({"tokens": [1, 2], "parents": [-1, -1]}, "node 1 has parent -1"),
+        ({"tokens": [1, 2], "parents": [0, 0]}, "node 0 has parent 0"),
+        ({"tokens": [1, -2], "parents": [-1, 0]}, "node 1 holds the token -2"),
+        ({"tokens": [1, 2], "parents": [-1, 0], "weight": [1.0, 1.5]}, "node 1 has weight 1.5"),
+        ({"tokens": [1, 2], "parents": [-1, 0], "weight": [1.0, float("nan")]}, "node 1 has weight nan"),
+        ({"tokens": [1, 2**40], "parents": [-1, 0]}, "whole numbers"),
+        ({"tokens": [1, 2.5], "parents": [-1, 0]}, "whole numbers"),
+        ({"tokens": [[1, 2]], "parents": [-1, 0]}, "one-dimensional"),
+    ],
+)
+def test_a_broken_draft_is_refused(columns: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidDraft, match=message):
+        Draft(**{name: np.array(value) for name, value in columns.items()})
+
+
+def test_misuse_is_refused() -> None:
+    with pytest.raises(InvalidDraft, match="at least one draft"):
+        Draft.merge([])
+    with pytest.raises(InvalidDraft, match="different ones"):
+        Draft.merge([Draft.root(1), Draft.root(2)])
+    with pytest.raises(InvalidDraft, match="nodes=-1"):
+        Draft.root(1).cut(-1)
+    with pytest.raises(InvalidDraft, match="depth=-2"):
+        Draft.root(1).cut(3, depth=-2)
+
+
+@settings(max_examples=20)
+@given(drafts())
+def test_a_draft_is_a_frozen_copy(draft: Draft) -> None:
+    tokens = np.array(draft.tokens)
+    copy = Draft(tokens, draft.parents)
+    tokens[0] = 5
+    assert copy.tokens[0] == 7
+    with pytest.raises(ValueError, match="read-only"):
+        copy.tokens[0] = 1
+    assert copy != object()
