@@ -1,6 +1,6 @@
 """A drafter of your own: it may be wrong at will, the output stays what plain `generate()` writes.
 
-    python examples/own_drafter.py
+python examples/own_drafter.py
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class LastLine(lookahead.Drafter):
         last = int(context[-1])
         ends = np.flatnonzero(context == self.newline)
         line = context[ends[-2] + 1 : ends[-1]].tolist() if len(ends) > 1 else []
-        return lookahead.Draft.merge(
-            [lookahead.Draft.chain([last, *line[: budget - 1]], weight=0.5), lookahead.Draft.chain([last, self.newline], weight=0.2)]
-        )
+        again = lookahead.Draft.chain([last, *line[: budget - 1]], weight=0.5)
+        ends_here = lookahead.Draft.chain([last, self.newline], weight=0.2)
+        return lookahead.Draft.merge([again, ends_here])
 
 
 def main() -> None:
