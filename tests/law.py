@@ -1,0 +1,609 @@
+"""The first law, in one place: what `lookahead` returns is what plain `model.generate()` returns, in every respect.
+
+A `Case` is one call of `generate()`, small enough to be printed and pasted into a test. `assert_exact` runs it plainly
+and with drafts, and compares all that a caller can see: tokens, scores, logits, cache, generator, streamer, and the
+calls that criteria and processors of the user's own received.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+from unittest import mock
+
+import torch
+from drafters import Adversary, Oracle, Watcher, WatcherRow
+from models import PAD, VOCAB, WORDS, poisoned, tiny, tokenizer
+from torch import Tensor
+from transformers import DynamicCache, LogitsProcessor, StoppingCriteria, WatermarkingConfig
+from transformers.generation.streamers import BaseStreamer
+
+import lookahead
+from lookahead import Grower, Lookahead, Step
+
+LIMITS = {
+    "all_nodes": ["lookahead.sampling.ALL_NODES_LIMIT"],
+    "ahead": ["lookahead.progress.MAX_AHEAD"],
+    "chunk": ["lookahead.progress.CHUNK"],
+    "realign": ["lookahead.cache.REALIGN"],
+    "block": ["lookahead.cache.BLOCK", "lookahead.engine.BLOCK"],
+}
+"""Constants that a case may set, so that short texts reach what only long ones would."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of `generate()`, and who drafts.
+
+    Attributes:
+        seed: of the prompt, the masks, the sampling and the drafter.
+        mask: "full", "left" (padding), "holes" (anywhere but at the end), or "none" (no attention_mask given).
+        new: max_new_tokens.
+        options: arguments of `generate()` as (name, value) pairs; tuples become lists.
+        processors, criteria: names of the user's own (`PROCESSORS`, `CRITERIA`).
+        output: "ids", "dict", "scores" (dict with scores), "all" (with scores and logits).
+        embeds: "no", "alone" (inputs_embeds only), "with ids".
+        cache: "own", "user" (a DynamicCache of the user's), "full" or "new" (a second turn on it, given all ids or only
+            the new ones).
+        drafter: "oracle", "relay" (an oracle of one row at a time), "adversary", or the grower's sources joined by "+".
+        error: of the oracle.
+        door: "function", "object", "custom" (model.generate(custom_generate=la)).
+        calls: how often the same `Lookahead` runs the case, each time with another seed.
+        limits: constants to set (`LIMITS`).
+        poison: the oracle's errors are a token that turns whoever attends to it to NaN; plain must not pick it.
+    """
+
+    family: str = "llama"
+    attention: str = "sdpa"
+    dtype: str = "float64"
+    device: str = "cpu"
+    seed: int = 0
+    rows: int = 1
+    prompt: int = 6
+    mask: str = "full"
+    new: int = 20
+    sample: bool = False
+    eos: tuple[int, ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
+    processors: tuple[str, ...] = ()
+    criteria: tuple[str, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+    output: str = "all"
+    streamer: bool = False
+    embeds: str = "no"
+    cache: str = "own"
+    drafter: str = "oracle"
+    error: float = 0.15
+    nodes: int = 12
+    door: str = "object"
+    calls: int = 1
+    limits: tuple[tuple[str, int], ...] = ()
+    poison: bool = False
+
+    def __repr__(self) -> str:
+        given = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
+        return f"Case({', '.join(f'{name}={value!r}' for name, value in given)})"
+
+
+@dataclass
+class Result:
+    """All that a caller of `generate()` can see."""
+
+    output: Any = None
+    error: BaseException | None = None
+    generator: Tensor | None = None
+    streamed: list[Any] = field(default_factory=list)
+    calls: list[Any] = field(default_factory=list)
+    cache: Any = None
+    last: Any = None
+    answers: list[list[int]] = field(default_factory=list)
+
+    @property
+    def sequences(self) -> Tensor:
+        return self.output if isinstance(self.output, Tensor) else self.output.sequences
+
+
+class Recording(BaseStreamer):
+    """Writes down what it is given; keeps the tensors themselves, so that a later change to them shows."""
+
+    def __init__(self, log: list[Any]) -> None:
+        self.log = log
+
+    def put(self, value: Tensor) -> None:
+        self.log.append(value)
+
+    def end(self) -> None:
+        self.log.append("end")
+
+
+# The user's own processors. Each is told apart from the library's by its type, and keeps the ids that it was given.
+
+
+class Own(LogitsProcessor):
+    """A user's processor that keeps what it was called with."""
+
+    def __init__(self, calls: list[Any]) -> None:
+        self.calls = calls
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.calls.append((type(self).__name__, input_ids, tuple(scores.shape), scores.dtype))
+        assert input_ids.is_contiguous(), "plain generate() hands out contiguous ids"
+        return self.process(input_ids, scores)
+
+    def process(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Stateless(Own):
+    """Looks at the row's last token."""
+
+    def process(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if input_ids.shape[1] == 0:
+            return scores
+        return scores.scatter_add(1, input_ids[:, -1:], torch.full_like(scores[:, :1], -1.5))
+
+
+class Counting(Own):
+    """Keeps state: favours another token every call."""
+
+    count = 0
+
+    def process(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.count += 1
+        scores = scores.clone()
+        scores[:, 7 * self.count % VOCAB] += 2.0
+        return scores
+
+
+class InPlace(Own):
+    """Writes into the scores that it is given, as plain `generate()` allows."""
+
+    def process(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores[:, 5::9] -= 1.0
+        return scores
+
+
+class Crowd(Own):
+    """Looks at the other rows: their ids and their scores."""
+
+    def process(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return (
+            scores
+            - 0.5 * scores.clamp(-30, 30).mean(0, keepdim=True)
+            + 0.1 * (input_ids.sum() % 7) * torch.arange(VOCAB, device=scores.device).cos()
+        )
+
+
+class Noisy(Own):
+    """Draws random numbers of its own from the generator that sampling uses."""
+
+    def process(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return scores + 0.5 * torch.rand(scores.shape, device=scores.device)
+
+
+PROCESSORS = {kind.__name__: kind for kind in (Stateless, Counting, InPlace, Crowd, Noisy)}
+
+
+class Criterion(StoppingCriteria):
+    """A user's stopping criterion that keeps what it was called with."""
+
+    def __init__(self, calls: list[Any], start: int) -> None:
+        self.calls, self.start, self.count = calls, start, 0
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        self.count += 1
+        self.calls.append((type(self).__name__, input_ids, None if scores is None else len(scores), kwargs))
+        assert input_ids.is_contiguous(), "plain generate() hands out contiguous ids"
+        return self.stop(input_ids, scores)
+
+    def stop(self, input_ids: Tensor, scores: Any) -> Any:
+        raise NotImplementedError
+
+
+class PerRow(Criterion):
+    """Ends a row at one of its own tokens, and keeps no state."""
+
+    def stop(self, input_ids: Tensor, scores: Any) -> Any:
+        return (input_ids[:, -1] % 13 == 4) & (input_ids.shape[1] > self.start + 2)
+
+
+class Alarm(Criterion):
+    """Keeps state: ends another row every few calls."""
+
+    def stop(self, input_ids: Tensor, scores: Any) -> Any:
+        row = torch.arange(input_ids.shape[0], device=input_ids.device)
+        return (self.count % 5 == 4) & (row == self.count // 5 % 4)
+
+
+class Whole(Criterion):
+    """Ends the whole batch at once, with a bool instead of a tensor."""
+
+    def stop(self, input_ids: Tensor, scores: Any) -> Any:
+        return bool((input_ids[:, -1] % 11 == 3).any()) and self.count > 3
+
+
+class Scored(Criterion):
+    """Looks at the scores so far, where there are any."""
+
+    def stop(self, input_ids: Tensor, scores: Any) -> Any:
+        if scores is None:
+            return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+        assert len(scores) == self.count
+        return scores[-1].softmax(-1).amax(-1) > 0.6
+
+
+class Padder(Criterion):
+    """Has an `eos_token_id`, which makes plain `generate()` pad ended rows, though it is no EosTokenCriteria."""
+
+    eos_token_id = 9
+
+    def stop(self, input_ids: Tensor, scores: Any) -> Any:
+        return input_ids[:, -1] % 16 == 9
+
+
+class Dice(Criterion):
+    """Draws random numbers of its own, from the generator that sampling uses."""
+
+    def stop(self, input_ids: Tensor, scores: Any) -> Any:
+        return torch.rand(input_ids.shape[0], device=input_ids.device) < 0.05
+
+
+CRITERIA = {kind.__name__: kind for kind in (PerRow, Alarm, Whole, Scored, Padder, Dice)}
+
+
+def prefix_allowed(calls: list[Any]) -> Callable[[int, Tensor], list[int]]:
+    """Return a `prefix_allowed_tokens_fn` that writes down its calls."""
+
+    def allowed(row: int, ids: Tensor) -> list[int]:
+        calls.append(("prefix", row, ids))
+        last = int(ids[-1]) if len(ids) else 0
+        return [t for t in range(VOCAB) if (t + last + row) % 3 != 0]
+
+    return allowed
+
+
+# Running a case
+
+
+def model_of(case: Case) -> Any:
+    return (poisoned if case.poison else tiny)(case.family, case.attention, case.dtype, case.device)
+
+
+def assert_exact(case: Case) -> Result:
+    """Raise AssertionError unless drafts change nothing about `case`; return what the run with drafts gave."""
+    with limits(case):
+        model, la, result = model_of(case), None, Result()
+        for call in range(case.calls):
+            once = replace(case, seed=case.seed + call)
+            plain = run(once, model.generate)
+            la = la or Lookahead(model, drafter=drafter(once, plain), nodes=case.nodes, tokenizer=None)
+            la.drafter = drafter(once, plain) if case.drafter in ("oracle", "relay", "adversary") else la.drafter
+            result = run(once, door(once, model, la), la)
+            found = difference(plain, result)
+            assert found is None, f"{once!r}\n{found}{_hint(once, found, plain, result)}"
+        return result
+
+
+def _hint(case: Case, found: str, plain: Result, ours: Result) -> str:
+    """Say how near plain was to another pick: a millionth is rounding, anything larger is a bug."""
+    if not found.startswith("sequences differ") or case.sample or case.cache in ("full", "new"):
+        return ""
+    row, column = (plain.sequences != ours.sequences).nonzero()[0].tolist()
+    again = run(replace(case, output="all"), model_of(case).generate)
+    best = again.output.scores[column - plain.sequences.shape[1]][row].topk(2).values
+    return f"\nplain's two best scores there are {float(best[0] - best[1]):.2g} apart"
+
+
+def run(case: Case, generate: Callable[..., Any], la: Lookahead | None = None) -> Result:
+    """Return what `generate` did with the arguments of `case`, and with those of its second turn."""
+    result = Result()
+    arguments = first_turn(case, result)
+    torch.manual_seed(case.seed)
+    _call(result, generate, arguments)
+    if case.cache in ("full", "new") and result.error is None:
+        arguments = second_turn(case, result, arguments)
+        _call(result, generate, arguments)
+    result.generator = torch.get_rng_state() if case.device == "cpu" else torch.cuda.get_rng_state()
+    result.cache = arguments.get("past_key_values", getattr(result.output, "past_key_values", None))
+    result.last = None if la is None else la.last
+    return result
+
+
+def _call(result: Result, generate: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    try:
+        result.output = generate(**arguments)
+        given = arguments["input_ids"].shape[1] if "input_ids" in arguments else 0
+        result.answers += result.sequences[:, given:].tolist()
+    except Exception as error:
+        result.error = error
+
+
+def door(case: Case, model: Any, la: Lookahead) -> Callable[..., Any]:
+    """Return the way into the library that `case` takes."""
+    if case.door == "object":
+        return la.generate
+    if case.door == "custom":
+        return lambda **arguments: model.generate(**arguments, custom_generate=la)
+
+    def function(**arguments: Any) -> Any:
+        with mock.patch.object(lookahead.engine, "Lookahead", return_value=la):
+            return lookahead.generate(model, nodes=case.nodes, **arguments)
+
+    return function
+
+
+def drafter(case: Case, plain: Result) -> Any:
+    """Return the drafter of `case`, who may know the plain answer."""
+    if case.drafter in ("oracle", "relay"):
+        relay = len(plain.sequences) if case.drafter == "relay" and plain.error is None else 1
+        wrong = WORDS[-1] if case.poison else None
+        return Oracle(plain.answers or [[]], VOCAB, error=case.error, seed=case.seed, relay=relay, wrong=wrong)
+    if case.drafter == "adversary":
+        return Adversary(plain.answers or [[]], VOCAB, seed=case.seed)
+    return Grower(vocab_size=VOCAB, sources=tuple(case.drafter.split("+")))
+
+
+def first_turn(case: Case, result: Result) -> dict[str, Any]:
+    """Return fresh arguments of `generate()`; what the user's own objects see goes to `result`."""
+    draw, words = random.Random(case.seed), WORDS[:-1] if case.poison else WORDS
+    ids = torch.tensor([[draw.choice(words) for _ in range(case.prompt)] for _ in range(case.rows)], device=case.device)
+    mask = torch.ones_like(ids)
+    for row in range(case.rows):
+        holes = range(draw.randrange(case.prompt)) if draw.random() < 0.7 else ()
+        if case.mask == "holes":
+            holes = [i for i in range(case.prompt - 1) if draw.random() < 0.3]
+        if case.mask in ("left", "holes"):
+            mask[row, list(holes)] = 0
+            ids[row, list(holes)] = PAD
+    arguments: dict[str, Any] = {"input_ids": ids, "max_new_tokens": case.new, "do_sample": case.sample}
+    if case.mask != "none":
+        arguments["attention_mask"] = mask
+    if case.embeds != "no":
+        arguments["inputs_embeds"] = model_of(case).get_input_embeddings()(ids).detach()
+    if case.embeds == "alone":
+        del arguments["input_ids"]
+    if case.cache != "own":
+        arguments["past_key_values"] = DynamicCache(config=model_of(case).config)
+    return arguments | _extras(case, result, 0 if case.embeds == "alone" else case.prompt)
+
+
+def _extras(case: Case, result: Result, start: int) -> dict[str, Any]:
+    arguments: dict[str, Any] = {}
+    for name, value in case.options:
+        if name == "prefix_allowed_tokens_fn":
+            value = prefix_allowed(result.calls)
+        elif name == "watermarking_config":
+            value = WatermarkingConfig(seeding_scheme=value)
+        elif name == "negative_prompt_ids":
+            value = torch.tensor([value] * case.rows, device=case.device)
+        arguments[name] = _listed(value)
+    if case.eos:
+        arguments["eos_token_id"] = list(case.eos) if len(case.eos) > 1 else case.eos[0]
+    if case.processors:
+        arguments["logits_processor"] = [PROCESSORS[name](result.calls) for name in case.processors]
+    if case.criteria:
+        arguments["stopping_criteria"] = [CRITERIA[name](result.calls, start) for name in case.criteria]
+    if case.stop_strings:
+        arguments |= {"stop_strings": list(case.stop_strings), "tokenizer": tokenizer()}
+    if case.streamer:
+        arguments["streamer"] = Recording(result.streamed)
+    if case.output != "ids":
+        arguments["return_dict_in_generate"] = True
+    if case.output in ("scores", "all"):
+        arguments["output_scores"] = True
+    if case.output == "all":
+        arguments["output_logits"] = True
+    return arguments
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(v) for v in value] if isinstance(value, tuple) else value
+
+
+def second_turn(case: Case, result: Result, first: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments that continue on the user's cache after the first turn."""
+    draw, before = random.Random(f"{case.seed}/2"), result.sequences
+    added = torch.tensor([[draw.choice(WORDS) for _ in range(3)] for _ in range(before.shape[0])], device=case.device)
+    ids = torch.cat([before, added], 1)
+    new = ids.shape[1] - case.prompt
+    mask = torch.cat(
+        [first["attention_mask"], torch.ones((before.shape[0], new), dtype=torch.long, device=case.device)], 1
+    )
+    seen = first["past_key_values"].get_seq_length()
+    arguments = {
+        "input_ids": ids if case.cache == "full" else ids[:, seen:].contiguous(),
+        "attention_mask": mask,
+        "past_key_values": first["past_key_values"],
+        "max_new_tokens": case.new,
+        "do_sample": case.sample,
+    }
+    return arguments | _extras(case, result, arguments["input_ids"].shape[1])
+
+
+@contextlib.contextmanager
+def limits(case: Case) -> Iterator[None]:
+    """Set the constants that `case` names."""
+    with contextlib.ExitStack() as stack:
+        for name, value in case.limits:
+            for place in LIMITS[name]:
+                stack.enter_context(mock.patch(place, value))
+        yield
+
+
+# Comparing
+
+
+def difference(plain: Result, ours: Result) -> str | None:
+    """Return the first thing in which `ours` differs from `plain`, or None."""
+    if plain.error is not None or ours.error is not None:
+        if type(plain.error) is type(ours.error) and str(plain.error) == str(ours.error):
+            return None
+        if ours.error is not None and plain.error is None:
+            raise ours.error
+        return f"plain raises {plain.error!r}, ours {ours.error!r}"
+    checks = (_sequences, _output, _calls, _streamed, _cache)
+    for check in checks:
+        if (found := check(plain, ours)) is not None:
+            return found
+    assert plain.generator is not None
+    assert ours.generator is not None
+    return None if torch.equal(plain.generator, ours.generator) else "the random generator is left in another state"
+
+
+def _sequences(plain: Result, ours: Result) -> str | None:
+    a, b = plain.sequences, ours.sequences
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return (
+            f"sequences: plain {a.dtype} {tuple(a.shape)}, ours {b.dtype} {tuple(b.shape)}\n{a.tolist()}\n{b.tolist()}"
+        )
+    if not torch.equal(a, b):
+        row, column = (a != b).nonzero()[0].tolist()
+        return f"sequences differ first in row {row}, column {column}:\nplain {a.tolist()}\nours  {b.tolist()}"
+    return None
+
+
+def _output(plain: Result, ours: Result) -> str | None:
+    a, b = plain.output, ours.output
+    if type(a) is not type(b):
+        return f"plain returns {type(a).__name__}, ours {type(b).__name__}"
+    if isinstance(a, Tensor):
+        return None
+    if list(a.keys()) != list(b.keys()):
+        return f"plain returns {list(a.keys())}, ours {list(b.keys())}"
+    for name in ("scores", "logits"):
+        if a.get(name) is None:
+            continue
+        if len(a[name]) != len(b[name]):
+            return f"{name}: plain has {len(a[name])}, ours {len(b[name])}"
+        for column, (x, y) in enumerate(zip(a[name], b[name], strict=True)):
+            if (found := _far(x, y)) is not None:
+                return f"{name}[{column}]: {found}"
+    return None
+
+
+def _far(x: Tensor, y: Tensor) -> str | None:
+    if x.shape != y.shape or x.dtype != y.dtype or x.device != y.device:
+        return f"plain {x.dtype} {tuple(x.shape)} on {x.device}, ours {y.dtype} {tuple(y.shape)} on {y.device}"
+    if torch.allclose(x, y, rtol=1e-4, atol=1e-4, equal_nan=True):
+        return None
+    row = [(i, j) for i, j in enumerate((x - y).flatten(1).abs().amax(1).tolist()) if not j <= 1e-4]
+    return f"differs by more than 1e-4 in rows {row}"
+
+
+def _calls(plain: Result, ours: Result) -> str | None:
+    for i, (a, b) in enumerate(zip(plain.calls, ours.calls, strict=False)):
+        same = all(torch.equal(x, y) if isinstance(x, Tensor) else x == y for x, y in zip(a, b, strict=True))
+        if not same:
+            return f"call {i} of the user's own objects: plain {a}, ours {b}"
+    if len(plain.calls) != len(ours.calls):
+        return f"the user's own objects are called {len(plain.calls)} times plainly, {len(ours.calls)} times by us"
+    return None
+
+
+def _streamed(plain: Result, ours: Result) -> str | None:
+    def shown(log: list[Any]) -> list[Any]:
+        return [(str(x.dtype), tuple(x.shape), x.tolist()) if isinstance(x, Tensor) else x for x in log]
+
+    a, b = shown(plain.streamed), shown(ours.streamed)
+    return None if a == b else f"the streamer gets\nplain {a}\nours  {b}"
+
+
+def _cache(plain: Result, ours: Result) -> str | None:
+    a, b = plain.cache, ours.cache
+    if type(a) is not type(b):
+        return f"cache: plain {type(a).__name__}, ours {type(b).__name__}"
+    if a is None:
+        return None
+    if a.get_seq_length() != b.get_seq_length() or len(a.layers) != len(b.layers):
+        return f"cache: plain holds {a.get_seq_length()} tokens, ours {b.get_seq_length()}"
+    for i, (x, y) in enumerate(zip(a.layers, b.layers, strict=True)):
+        if type(x) is not type(y) or x.is_initialized != y.is_initialized:
+            return f"cache layer {i}: plain {type(x).__name__}, ours {type(y).__name__}"
+        for name in ("keys", "values"):
+            if (found := _far(getattr(x, name), getattr(y, name))) is not None:
+                return f"cache layer {i} {name}: {found}"
+    return None
+
+
+MANY_EOS = tuple(range(3, 48, 4))
+_BATCH = Case(rows=3, mask="left", drafter="relay")
+_NO_REPEATS = (("repetition_penalty", 1.4), ("no_repeat_ngram_size", 2))
+BATTERY = (
+    Case(seed=1, new=24),
+    Case(family="qwen3", seed=2, new=24, sample=True, output="ids", drafter="adversary"),
+    replace(_BATCH, family="gpt2", seed=3, sample=True, eos=(1, 7), error=0.3, drafter="oracle"),
+    Case(family="mistral", attention="eager", seed=4, rows=4, new=32, drafter="relay", limits=(("realign", 1),)),
+    replace(_BATCH, family="opt", seed=5, eos=MANY_EOS, output="ids", streamer=True, error=0.0, drafter="oracle"),
+    Case(seed=6, new=32, error=0.0, criteria=("PerRow",), streamer=True),
+    replace(_BATCH, family="phi3", seed=7, new=32, error=0.0, eos=(1,), criteria=("Alarm",), output="dict"),
+    Case(family="qwen2", seed=8, sample=True, processors=("Counting",), options=(("temperature", 0.8), ("top_k", 10))),
+    replace(_BATCH, seed=9, sample=True, processors=("Crowd",), eos=(4, 9, 17), output="ids"),
+    replace(_BATCH, family="gpt_neox", seed=10, options=_NO_REPEATS, drafter="oracle"),
+    Case(family="qwen3_moe", seed=11, rows=2, sample=True, cache="full", drafter="prompt+recycle"),
+    Case(
+        family="mixtral", seed=13, rows=3, new=32, sample=True, stop_strings=("e", "9", "q"), drafter="relay", error=0.0
+    ),
+    Case(family="llama", seed=15, rows=2, sample=True, criteria=("Dice",), drafter="relay", error=0.0),
+    Case(seed=12, rows=4, mask="left", new=40, eos=(4,), sample=True, error=0.0, limits=(("ahead", 3), ("realign", 2))),
+    replace(_BATCH, family="qwen3", seed=14, sample=True, poison=True, options=(("suppress_tokens", (WORDS[-1],)),)),
+)
+"""A few cases that between them reach every part; each planted bug has to make one of them fail."""
+
+
+# What drafters are told
+
+
+def assert_steps_fit(case: Case) -> Watcher:
+    """Raise AssertionError unless all that drafters see of `case` fits the output; return what they saw.
+
+    Only for cases that are ended by length or EOS: another criterion may take back what a step has reported.
+    """
+    with limits(case):
+        model = model_of(case)
+        plain = run(case, model.generate)
+        watcher = Watcher(drafter(case, plain))
+        la = Lookahead(model, drafter=watcher, nodes=case.nodes)
+        ours = run(case, door(case, model, la), la)
+        found = difference(plain, ours)
+        assert found is None, f"{case!r}\n{found}"
+    if ours.error is not None:  # plain generate() refuses it too
+        return watcher
+    rows = len(ours.sequences)
+    for row, seen in enumerate(watcher.rows[-rows:]):
+        answer = ours.answers[row - rows]
+        length = next((i + 1 for i, token in enumerate(answer) if token in case.eos), len(answer))
+        _row_fits(case, seen, answer[:length])
+    return watcher
+
+
+def _row_fits(case: Case, seen: WatcherRow, answer: list[int]) -> None:
+    committed, asked = answer[:1], list(seen.contexts)
+    assert PAD not in seen.prompt, "padding is part of a context"
+    for step in seen.steps:
+        context, proposed = seen.prompt + committed, False
+        while asked and len(asked[0]) == len(context):
+            seen_now, proposed = asked.pop(0), True
+            assert seen_now == context, f"context {seen_now} is not {context}"
+        assert proposed or len(step.draft) == 1, "a draft that nobody proposed"
+        _step_fits(case, step, committed[-1])
+        committed += step.tokens.tolist()
+    assert committed == answer, f"steps report {committed}, the answer is {answer}"
+    assert not asked, f"asked with context {asked} and nothing came of it"
+
+
+def _step_fits(case: Case, step: Step, last: int) -> None:
+    draft, path, tokens = step.draft, step.path.tolist(), step.tokens.tolist()
+    assert len(draft) - 1 <= case.nodes, "more nodes than the budget"
+    assert 0 <= step.accepted <= len(draft) - 1, "more accepted than drafted"
+    assert path[0] == 0
+    assert len(path) == len(tokens)
+    assert int(draft.tokens[0]) == last
+    assert not draft.probe[path].any(), "a probe was accepted"
+    assert draft.parents[path[1:]].tolist() == path[:-1], "the path is no path"
+    assert draft.tokens[path[1:]].tolist() == tokens[:-1], "the path holds other tokens than were committed"
+    assert step.top_tokens.shape == step.top_logits.shape == (len(draft), 8)
+    if not (case.sample or case.options or case.processors):
+        assert step.top_tokens[path, 0].tolist() == tokens, "the likeliest successors are not what was picked"

@@ -1,0 +1,499 @@
+"""A test that cannot fail is a defect: each bug planted here has to be caught by the battery of `law.py`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from law import BATTERY, Case, assert_exact, assert_steps_fit
+
+from lookahead.cache import TreeCache, TreeLayer
+from lookahead.decode import Decoder
+from lookahead.draft import Draft
+from lookahead.progress import Contexts, Progress, Records, Stops
+from lookahead.sampling import NoiseLedger, Sampler
+from lookahead.target import Target, TreeMask
+
+BUGS: dict[str, Callable[[], Any]] = {}
+
+
+def bug(plant: Callable[[], Any]) -> Callable[[], Any]:
+    """Add `plant`, whose docstring says what is wrong, to the bugs that have to be caught."""
+    BUGS[plant.__name__] = plant
+    return plant
+
+
+def instead(owner: Any, name: str) -> Callable[[Callable[..., Any]], Any]:
+    """Replace `owner.name` by a function that is handed the original as its first argument."""
+
+    def decorate(replacement: Callable[..., Any]) -> Any:
+        original = getattr(owner, name)
+
+        def planted(*args: Any, **kwargs: Any) -> Any:
+            return replacement(original, *args, **kwargs)
+
+        return mock.patch.object(owner, name, planted)
+
+    return decorate
+
+
+@contextlib.contextmanager
+def model_sees(change: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Let `change` alter what the model gets in every pass."""
+
+    @instead(Target, "forward")
+    def planted(forward: Any, self: Any, *args: Any) -> Any:
+        model = self._model
+
+        class Changed:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(model, name)
+
+            def __call__(self, **inputs: Any) -> Any:
+                change(inputs)
+                return model(**inputs)
+
+        with mock.patch.object(self, "_model", Changed()):
+            return forward(self, *args)
+
+    with planted:
+        yield
+
+
+@bug
+def siblings_visible() -> Any:
+    """A node attends to every node before it."""
+
+    @instead(Draft, "ancestors")
+    def planted(ancestors: Any, draft: Draft) -> Any:
+        return np.tril(np.ones((len(draft), len(draft)), np.bool_))
+
+    return planted
+
+
+@bug
+def mask_row_skipped() -> Any:
+    """The last node attends to itself only."""
+
+    @instead(Draft, "ancestors")
+    def planted(ancestors: Any, draft: Draft) -> Any:
+        mask = ancestors(draft).copy()
+        mask[-1, :-1] = False
+        return mask
+
+    return planted
+
+
+@bug
+def parent_hidden() -> Any:
+    """A node attends to all its ancestors but its parent."""
+
+    @instead(Draft, "ancestors")
+    def planted(ancestors: Any, draft: Draft) -> Any:
+        mask = ancestors(draft).copy()
+        for node in range(1, len(draft)):
+            mask[node, draft.parents[node]] = False
+        return mask
+
+    return planted
+
+
+@bug
+def depth_off_by_one() -> Any:
+    """Drafted nodes stand one position too far."""
+
+    def change(inputs: dict[str, Any]) -> None:
+        inputs["position_ids"][:, 1:] += 1
+
+    return model_sees(change)
+
+
+@bug
+def position_is_node_number() -> Any:
+    """Position follows the node's number instead of its depth."""
+
+    def change(inputs: dict[str, Any]) -> None:
+        first = inputs["position_ids"][:, :1]
+        inputs["position_ids"] = first + torch.arange(inputs["position_ids"].shape[1])
+
+    return model_sees(change)
+
+
+@bug
+def all_positions_shifted() -> Any:
+    """Every pass stands one position too far."""
+
+    def change(inputs: dict[str, Any]) -> None:
+        inputs["position_ids"] += 1
+
+    return model_sees(change)
+
+
+@bug
+def padding_visible() -> Any:
+    """Generated tokens attend to the padding of the prompt."""
+
+    @instead(TreeMask, "__init__")
+    def planted(init: Any, self: Any, prompt_mask: Any, *args: Any) -> None:
+        init(self, torch.ones_like(prompt_mask), *args)
+
+    return planted
+
+
+@bug
+def wrong_row_kept() -> Any:
+    """The cache keeps the row of the node before the accepted one."""
+
+    @instead(TreeCache, "keep")
+    def planted(keep: Any, self: Any, paths: Any) -> None:
+        keep(self, [[*path[:-1], max(path[-1] - 1, 0)] if path else path for path in paths])
+
+    return planted
+
+
+@bug
+def first_rows_kept() -> Any:
+    """The cache keeps the first rows of the pass, whatever the path."""
+
+    @instead(TreeLayer, "keep")
+    def planted(keep: Any, self: Any, nodes: Any, count: int) -> None:
+        keep(self, None, count)
+
+    return planted
+
+
+@bug
+def values_not_moved() -> Any:
+    """The accepted keys are moved into place, their values are not."""
+
+    @instead(TreeLayer, "keep")
+    def planted(keep: Any, self: Any, nodes: Any, count: int) -> None:
+        values = self._values.clone()
+        keep(self, nodes, count)
+        self._values.copy_(values)
+
+    return planted
+
+
+@bug
+def holes_visible() -> Any:
+    """Rows see the slots that only other rows have kept."""
+
+    @instead(TreeMask, "keep")
+    def planted(keep: Any, self: Any, counts: Any, used: int) -> None:
+        keep(self, [max(counts)] * len(counts), used)
+
+    return planted
+
+
+@bug
+def realign_moves_wrong_slots() -> Any:
+    """Closing holes takes each slot's neighbour."""
+
+    @instead(TreeLayer, "realign")
+    def planted(realign: Any, self: Any, slots: Any, start: int, count: int) -> None:
+        realign(self, slots.roll(1, -1), start, count)
+
+    return planted
+
+
+@bug
+def realign_forgets_mask() -> Any:
+    """Closing holes leaves the mask as it was."""
+    return mock.patch.object(TreeMask, "realign", return_value=None)
+
+
+@bug
+def given_back_too_short() -> Any:
+    """The user's cache lacks the last token."""
+
+    @instead(TreeCache, "give_back")
+    def planted(give_back: Any, self: Any, cache: Any, tokens: int) -> None:
+        give_back(self, cache, max(tokens - 1, 0))
+
+    return planted
+
+
+@bug
+def given_back_with_holes() -> Any:
+    """The user's cache gets slots in order, holes included."""
+
+    @instead(TreeCache, "give_back")
+    def planted(give_back: Any, self: Any, cache: Any, tokens: int) -> None:
+        self._slots = [list(range(self.prompt, self.prompt + len(slots))) for slots in self._slots]
+        give_back(self, cache, tokens)
+
+    return planted
+
+
+@bug
+def one_draw_too_many() -> Any:
+    """Every pick draws one more number."""
+
+    @instead(Sampler, "_draw")
+    def planted(draw: Any, self: Any, *args: Any) -> Any:
+        tokens = draw(self, *args)
+        torch.rand(1)
+        return tokens
+
+    return planted
+
+
+@bug
+def noise_not_rewound() -> Any:
+    """Noise that was drawn ahead and never used stays drawn."""
+    return mock.patch.object(NoiseLedger, "rewind", return_value=None)
+
+
+@bug
+def noise_of_another_column() -> Any:
+    """A row that runs ahead uses the newest noise instead of its own column's."""
+
+    @instead(NoiseLedger, "noise")
+    def planted(noise: Any, self: Any, column: int, vocab: int) -> Any:
+        return noise(self, max(column, self._drawn - 1), vocab)
+
+    return planted
+
+
+@bug
+def criterion_draws_late() -> Any:
+    """Rows draw ahead though a criterion draws between two columns."""
+
+    @instead(Sampler, "__init__")
+    def planted(init: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs | {"ordered": False})
+
+    return planted
+
+
+@bug
+def prefix_off_by_one() -> Any:
+    """Processors see one token too few."""
+
+    @instead(Sampler, "pick")
+    def planted(pick: Any, self: Any, column: int, nodes: Any, ids: Any) -> Any:
+        return pick(self, column, nodes, None if ids is None else ids[:, :-1])
+
+    return planted
+
+
+@bug
+def rows_not_in_step() -> Any:
+    """Rows run ahead of each other though a processor looks at all of them."""
+
+    @instead(Sampler, "__init__")
+    def planted(init: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        self.lockstep = False
+
+    return planted
+
+
+@bug
+def greedy_where_sampled() -> Any:
+    """The likeliest token is taken where one should be drawn."""
+
+    @instead(Sampler, "_draw")
+    def planted(draw: Any, self: Any, column: int, scores: Any, rows: Any) -> Any:
+        draw(self, column, scores, rows)
+        return scores.argmax(-1)
+
+    return planted
+
+
+def _asked_once_a_step(keep: Callable[[Stops], Any]) -> Any:
+    """Let `keep` blind the stops for all but the last of the columns that settle together."""
+
+    @instead(Progress, "settle")
+    def planted(settle: Any, self: Progress) -> set[int]:
+        ended: set[int] = set()
+        target = min((self.length[row] for row in range(self.rows) if self.runs(row)), default=0)
+        while not self.done and self.settled < target:
+            with keep(self._stops) if self.settled + 1 < target else contextlib.nullcontext():
+                ended |= self._settle_column()
+        return ended
+
+    @instead(Decoder, "step")
+    def late(step: Any, self: Any) -> Any:
+        with mock.patch.object(Progress, "settle", return_value=set()):
+            taken = step(self)
+        self._progress.settle()
+        return taken
+
+    @contextlib.contextmanager
+    def both() -> Iterator[None]:
+        with planted, late:
+            yield
+
+    return both()
+
+
+@bug
+def criteria_asked_once_a_step() -> Any:
+    """The user's criteria are asked after the last token of a block only."""
+    return _asked_once_a_step(lambda stops: mock.patch.object(stops, "others", []))
+
+
+@bug
+def eos_inside_block_ignored() -> Any:
+    """An EOS that is not the last token of a block ends nothing."""
+
+    @instead(Progress, "commit")
+    def deaf(commit: Any, self: Progress, row: int, token: int) -> int:
+        with mock.patch.object(self._stops, "eos", set()):
+            return commit(self, row, token)
+
+    @contextlib.contextmanager
+    def both() -> Iterator[None]:
+        with deaf, _asked_once_a_step(lambda stops: mock.patch.object(stops, "eos", set())):
+            yield
+
+    return both()
+
+
+@bug
+def overrun_kept() -> Any:
+    """What a row picked beyond its end stays."""
+
+    @instead(Progress, "_finish")
+    def planted(finish: Any, self: Progress, row: int) -> None:
+        length = self.length[row]
+        finish(self, row)
+        self.length[row] = length
+
+    return planted
+
+
+@bug
+def ended_rows_not_padded() -> Any:
+    """Rows that have ended go on with tokens instead of padding."""
+    return mock.patch.object(Progress, "is_padding", return_value=False)
+
+
+@bug
+def taken_back_tokens_stay_visible() -> Any:
+    """Tokens that a criterion took back stay in cache and mask."""
+    return mock.patch.object(Target, "drop", return_value=None)
+
+
+@bug
+def scores_of_another_row() -> Any:
+    """Returned scores belong to the row above."""
+
+    @instead(Records, "settle")
+    def planted(settle: Any, self: Any, column: int) -> None:
+        self._open[column] = tuple(table.roll(1, 0) for table in self._open[column])
+        settle(self, column)
+
+    return planted
+
+
+@bug
+def streamer_sees_every_block_once() -> Any:
+    """The streamer misses a column now and then."""
+
+    @instead(Progress, "_settle_column")
+    def planted(settle: Any, self: Progress) -> Any:
+        streamer = self._streamer
+        with mock.patch.object(self, "_streamer", None if self.settled % 3 == 2 else streamer):
+            return settle(self)
+
+    return planted
+
+
+@bug
+def overflow_kept() -> Any:
+    """Logits that a guess has turned to NaN are picked from."""
+
+    @instead(Decoder, "_forward")
+    def planted(forward: Any, self: Any, drafts: Any, columns: Any) -> Any:
+        return drafts, self._sampler.load(self._target.forward(drafts, columns), 8)
+
+    return planted
+
+
+@bug
+def drafter_disturbs_the_generator() -> Any:
+    """What a drafter draws is missing from what sampling draws."""
+    return mock.patch.object(Sampler, "undisturbed", return_value=contextlib.nullcontext())
+
+
+def caught(check: Callable[[Case], Any] = assert_exact) -> Exception | None:
+    """Return how the first case of the battery that fails `check` fails, or None."""
+    for case in BATTERY:
+        try:
+            check(case)
+        except Exception as error:
+            return error
+    return None
+
+
+def test_nothing_is_caught_where_nothing_is_planted() -> None:
+    error = caught()
+    if error is not None:
+        raise error
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_planted_bug_is_caught(name: str) -> None:
+    with BUGS[name]():
+        error = caught()
+    assert error is not None, f"nobody noticed: {BUGS[name].__doc__}"
+    print(f"{name}: {type(error).__name__}: {str(error).splitlines()[:2]}")
+
+
+# What cannot change the output is caught by the law of steps. Criteria may take back what a step has reported.
+
+
+def steps_fit(case: Case) -> None:
+    if not (case.criteria or case.stop_strings):
+        assert_steps_fit(case)
+
+
+def test_steps_fit_where_nothing_is_planted() -> None:
+    error = caught(steps_fit)
+    if error is not None:
+        raise error
+
+
+def test_accepted_probe_is_caught() -> None:
+    def child(draft: Draft, node: int, token: int) -> int | None:
+        found = (i for i in range(node + 1, len(draft)) if draft.parents[i] == node and draft.tokens[i] == token)
+        return next(found, None)
+
+    with mock.patch.object(Draft, "child", child):
+        assert "probe" in str(caught(steps_fit))
+
+
+def test_stale_context_is_caught() -> None:
+    view = Contexts.view
+
+    def stale(self: Contexts, row: int, columns: int) -> Any:
+        context = view(self, row, columns).copy()
+        context[-2:-1] = 3
+        return context
+
+    with mock.patch.object(Contexts, "view", stale):
+        assert "context" in str(caught(steps_fit))
+
+
+def test_draft_over_budget_is_caught() -> None:
+    with instead(Draft, "cut")(lambda cut, draft, nodes, depth=None: cut(draft, nodes + 2, depth=depth)):
+        assert "more nodes than the budget" in str(caught(steps_fit))
+
+
+def test_unobserved_step_is_caught() -> None:
+    @instead(Decoder, "_observe")
+    def planted(observe: Any, self: Any, *args: Any) -> None:
+        observe(self, *args)
+        for drafter in self._drafters:
+            drafter.steps[1:2] = []
+
+    with planted:
+        assert caught(steps_fit) is not None

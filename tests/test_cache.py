@@ -1,0 +1,150 @@
+"""The cache for token trees against a naive twin: one list of rows for each row of the batch."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import tiny
+from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import DynamicSlidingWindowLayer
+
+from lookahead import UnsupportedCache
+from lookahead.cache import TreeCache, require_ordinary
+from lookahead.draft import Draft
+from lookahead.target import TreeMask
+
+HEADS, WIDTH, LAYERS = 2, 3, 2
+
+
+def ordinary(rows: int, prompt: int) -> DynamicCache:
+    """Return a cache as a prefill leaves it; every number tells row, slot, layer and whether it is a key."""
+    cache = DynamicCache()
+    for layer in range(LAYERS):
+        cache.update(*(rows_of(list(range(rows)), prompt, [layer, side]) for side in (0, 1)), layer)
+    return cache
+
+
+def rows_of(rows: list[int], count: int, tag: list[int], start: int = 0) -> torch.Tensor:
+    values = torch.zeros(len(rows), HEADS, count, WIDTH)
+    for b, row in enumerate(rows):
+        for slot in range(count):
+            values[b, :, slot] = torch.tensor([row * 1000 + start + slot, *tag], dtype=torch.float)
+    return values
+
+
+@st.composite
+def stories(draw: Any) -> dict[str, Any]:
+    """Draw passes of a batch: for each, how many nodes ran, which each row keeps, how many it takes back afterwards."""
+    rows, passes = draw(st.integers(1, 4)), []
+    for _ in range(draw(st.integers(1, 8))):
+        size = draw(st.integers(1, 6))
+        nodes = st.lists(st.integers(0, size - 1), unique=True, max_size=size).map(sorted)
+        keeps = [draw(st.one_of(nodes, st.integers(0, size).map(lambda n: list(range(n))))) for _ in range(rows)]
+        passes.append((size, keeps, [draw(st.integers(0, 2)) for _ in range(rows)]))
+    limits = {"REALIGN": draw(st.sampled_from((1, 3, 128))), "BLOCK": draw(st.sampled_from((1, 2, 128)))}
+    return {
+        "rows": rows,
+        "prompt": draw(st.integers(1, 5)),
+        "room": draw(st.integers(0, 9)),
+        "passes": passes,
+        "limits": limits,
+    }
+
+
+@settings(max_examples=150)
+@given(story=stories())
+def test_rows_hold_what_they_kept(story: dict[str, Any]) -> None:
+    rows, prompt = story["rows"], story["prompt"]
+    given_cache = ordinary(rows, prompt)
+    naive: list[list[int]] = [[] for _ in range(rows)]
+    with mock.patch.multiple("lookahead.cache", **story["limits"]):
+        cache = TreeCache(given_cache, rows=rows, room=story["room"])
+        mask = TreeMask(torch.ones(rows, prompt, dtype=torch.bool), torch.float32)
+        number = 100
+        for size, keeps, drops in story["passes"]:
+            for layer in range(LAYERS):
+                keys, values = cache.update(
+                    *(rows_of(list(range(rows)), size, [layer, s], number) for s in (0, 1)), layer
+                )
+                assert keys.shape == values.shape == (rows, HEADS, cache.used + size, WIDTH)
+            if max(map(len, keeps)) > 0:
+                mask.keep([len(k) for k in keeps], cache.used)
+            cache.keep(keeps)
+            for row, drop in enumerate(drops):
+                naive[row] += [number + node for node in keeps[row]]
+                drop = min(drop, len(naive[row]))
+                mask.hide(row, cache.drop(row, drop))
+                del naive[row][len(naive[row]) - drop :]
+            if cache.wants_realign():
+                cache.realign()
+                mask.realign([len(n) for n in naive])
+                assert cache.used - cache.prompt == max(map(len, naive))
+            number += size
+            _holds(cache, mask, naive)
+        tokens = min(map(len, naive))
+        cache.give_back(given_cache, tokens)
+    for layer, kept in enumerate(given_cache.layers):
+        for side, states in enumerate((kept.keys, kept.values)):
+            assert states.shape == (rows, HEADS, prompt + tokens, WIDTH)
+            for row in range(rows):
+                expected = [row * 1000 + slot for slot in [*range(prompt), *naive[row][:tokens]]]
+                assert states[row, 0, :, 0].tolist() == expected
+                assert set(states[row, :, :, 1].flatten().tolist()) == {layer}
+                assert set(states[row, :, :, 2].flatten().tolist()) == {side}
+
+
+def _holds(cache: TreeCache, mask: TreeMask, naive: list[list[int]]) -> None:
+    """The slots that row b may see are, in order, the prompt and what the naive twin holds."""
+    used = cache.used
+    shown = mask.tree(torch.ones(len(naive), 1, 1, dtype=torch.bool), used)
+    assert shown.shape[-1] == used + 1
+    for row, held in enumerate(naive):
+        visible = [slot for slot in range(used) if shown[row, 0, 0, slot] == 0]
+        keys = cache.layers[0].keys[row, 0, :, 0].tolist()
+        expected = [row * 1000 + slot for slot in [*range(cache.prompt), *held]]
+        assert sorted(keys[slot] for slot in visible) == expected
+        assert [keys[slot] for slot in cache.generated(row)] == expected[cache.prompt :]
+    assert cache.has_holes == any(len(held) != used - cache.prompt for held in naive)
+    assert cache.get_seq_length() == used
+
+
+@settings(max_examples=100)
+@given(parents=st.lists(st.integers(0, 50), min_size=0, max_size=9), used=st.integers(1, 5), rows=st.integers(1, 3))
+def test_mask_shows_ancestors_and_nothing_else(parents: list[int], used: int, rows: int) -> None:
+    tree = [-1] + [p % (i + 1) for i, p in enumerate(parents)]
+    draft = Draft(np.arange(len(tree)), np.array(tree))
+    ancestors = torch.from_numpy(np.stack([draft.ancestors()] * rows))
+    prompt_mask = torch.ones(rows, used, dtype=torch.bool)
+    prompt_mask[-1, 0] = used == 1
+    shown = TreeMask(prompt_mask, torch.float32).tree(ancestors, used)
+    assert shown.shape == (rows, 1, len(tree), used + len(tree))
+    assert set(shown.flatten().tolist()) <= {0.0, torch.finfo(torch.float32).min}
+    for row in range(rows):
+        for node in range(len(tree)):
+            seen = {slot for slot in range(shown.shape[-1]) if shown[row, 0, node, slot] == 0}
+            prompt = {slot for slot in range(used) if prompt_mask[row, slot]}
+            assert seen == prompt | {used + n for n in draft.path(node)}
+
+
+def test_only_ordinary_caches_are_taken() -> None:
+    config = tiny("llama").config
+    require_ordinary(DynamicCache())
+    require_ordinary(DynamicCache(config=config))
+    sliding = DynamicCache()
+    sliding.layers.append(DynamicSlidingWindowLayer(8))
+    others = [StaticCache(config=config, max_cache_len=8), DynamicCache(offloading=True), sliding, None, ()]
+    for cache in others:
+        with pytest.raises(UnsupportedCache, match=r"call model\.generate\(\)"):
+            require_ordinary(cache)
+
+    class Mine(DynamicCache):
+        pass
+
+    with pytest.raises(UnsupportedCache, match="Mine"):
+        require_ordinary(Mine())
