@@ -15,8 +15,9 @@ import pytest
 import torch
 import transformers as hf
 from drafters import Oracle
-from law import Case, Recording, assert_exact, difference, run
+from law import Case, assert_exact, difference, run
 from models import FAMILIES, PAD, VOCAB, WORDS, tiny, tokenizer
+from users import Recording
 
 import lookahead
 from lookahead import (

@@ -14,9 +14,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from law import BATTERY, CRITERIA, MANY_EOS, PROCESSORS, Case, assert_exact, assert_steps_fit, drafter, run
+from law import BATTERY, MANY_EOS, Case, assert_exact, assert_steps_fit, drafter, run
 from models import ATTENTION, FAMILIES, WORDS, tiny
 from transformers import TopKLogitsWarper
+from users import CRITERIA, PROCESSORS
 
 from lookahead import Lookahead
 from lookahead.cache import TreeCache
