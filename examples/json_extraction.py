@@ -1,6 +1,6 @@
 """Facts and a JSON Schema in, a Python object out, with the bundled model.
 
-    python examples/json_extraction.py
+python examples/json_extraction.py
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Train the demo model: corpus, tasks, initial circuit, training loop, evaluation, model card."""
