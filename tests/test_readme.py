@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent
 def test_first_program_prints_valid_json(capsys: pytest.CaptureFixture[str]) -> None:
     program = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[0]
     exec(compile(program, "README.md", "exec"), {"__name__": "readme"})
-    assert capsys.readouterr().out.strip() == "{'host': 'falcon', 'port': 8425}"
+    printed = "{'title': 'The Silver Harbor', 'author': 'Omar Haddad', 'pages': 412}"
+    assert capsys.readouterr().out.strip() == printed
 
 
 def test_own_drafter_is_exact(capsys: pytest.CaptureFixture[str]) -> None:

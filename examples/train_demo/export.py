@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ CARD = Path(__file__).with_name("card.md")
 
 
 def export_model(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
-    """Save weights in float16 (for weights of this size closer than bfloat16) and tokenizer."""
+    """Save tokenizer and weights: float16 on disk (for weights of this size closer than bfloat16), float32 in use."""
     config = model.config
     model.generation_config = GenerationConfig(
         do_sample=False,
@@ -27,6 +28,9 @@ def export_model(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) ->
         pad_token_id=config.pad_token_id,
     )
     model.to(device="cpu", dtype=torch.float16).save_pretrained(folder)
+    path = folder / "config.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(stored | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BOS,
