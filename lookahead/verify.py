@@ -23,7 +23,14 @@ def walk(drafts: Sequence[Draft], sampler: Sampler, progress: Progress) -> list[
             break
         column = min(progress.length[row] for row in nodes)
         group = {row: node for row, node in nodes.items() if progress.length[row] == column}
-        picked = sampler.pick(column, group, progress.ids(column) if sampler.needs_ids else None)
+        try:
+            picked = sampler.pick(column, group, progress.ids(column) if sampler.needs_ids else None)
+        except Exception:
+            if column == progress.settled:
+                raise
+            # Plain generate() may end these rows before it gets here; they wait for the others, and then it counts.
+            nodes = {row: node for row, node in nodes.items() if row not in group}
+            continue
         for row, token in picked.items():
             paths[row].append(nodes[row])
             picked[row] = progress.commit(row, token)

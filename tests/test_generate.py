@@ -31,6 +31,7 @@ from lookahead import (
     UnsupportedCache,
     UnsupportedModel,
 )
+from lookahead.sampling import Sampler
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using the model-agnostic default `max_length`:UserWarning")
 IDS = torch.tensor([[5, 6, 7, 8, 5, 6]])
@@ -684,3 +685,30 @@ def test_every_public_name_is_there_and_no_other() -> None:
         assert getattr(lookahead, name).__name__ == name
     errors = [e for e in vars(lookahead.errors).values() if isinstance(e, type) and issubclass(e, LookaheadError)]
     assert {e.__name__ for e in errors} <= set(lookahead.__all__)
+
+
+def test_what_fails_ahead_of_other_rows_counts_only_when_they_get_there() -> None:
+    """A row runs ahead to a column that plain generation never reaches, because a criterion ends all rows before."""
+    model, prompt, most = tiny("llama"), torch.randint(3, VOCAB, (2, 6), generator=torch.Generator().manual_seed(1)), 30
+
+    def last(input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        return torch.full((2,), input_ids.shape[1] >= 6 + 12)
+
+    pick, tried = Sampler.pick, []
+
+    def failing(sampler: Sampler, column: int, nodes: Any, ids: Any) -> Any:
+        if column >= 12:
+            tried.append(column)
+            raise ValueError("too far")
+        return pick(sampler, column, nodes, ids)
+
+    arguments = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": most, "do_sample": False}
+    answer = model.generate(prompt, **arguments)[:, 6:]
+    oracle = Oracle([answer[0].tolist(), []], VOCAB, error=0.0)  # knows the first row only
+    la = Lookahead(model, drafter=oracle)
+    with mock.patch.object(Sampler, "pick", failing):
+        output = la.generate(prompt, stopping_criteria=[last], **arguments)
+        assert tried, "no row came that far"
+        assert output[:, 6:].tolist() == answer[:, :12].tolist()
+        with pytest.raises(ValueError, match="too far"):
+            la.generate(prompt, **arguments)
