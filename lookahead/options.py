@@ -70,9 +70,9 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads",
         type=threads,
-        default=1,
+        default=min(2, cores),
         metavar="T",
-        help="CPU threads of torch (default 1: more slow a small model down)",
+        help="CPU threads of torch (default: up to 2; more slow a small model down, and so does a busy machine)",
     )
     parser.add_argument("--no-color", action="store_true", help="no colours; mark the passes with |")
     parser.add_argument("--model", default="demo", metavar="DIR", help=argparse.SUPPRESS)
