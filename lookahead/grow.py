@@ -128,7 +128,15 @@ class Row(Drafter):
 
     def observe(self, step: Step) -> None:
         draft, recycled = step.draft, self._grower.recycled
-        _learn(self._grower.weights, self._tree, draft.tokens, draft.parents, step.path, step.tokens)
+        _learn(
+            self._grower.weights,
+            self._tree,
+            draft.tokens,
+            draft.parents,
+            step.path,
+            step.tokens,
+            np.empty(len(draft), np.int32),
+        )
         if len(recycled.key) and len(step.top_tokens) == len(draft):
             before = int(self._tail[-2]) if len(self._tail) > 1 else -1
             remember(recycled, before, draft.tokens, draft.parents, step.top_tokens, step.top_logits)
@@ -183,7 +191,7 @@ def _check(sources: tuple[str | Source, ...], vocab_size: int | None, min_chance
 @kernel
 def _grow(index, new, recycled, weights, tail, tree, scratch, min_chance, vocab_size):  # type: ignore[no-untyped-def]
     """Index the `new` tokens, then grow `tree` until it is full or no successor is likely enough."""
-    insert(index, new)
+    insert(index, new, scratch.suffix, scratch.states)
     plant(tree, tail[-1], index.place)
     node = 0
     while node >= 0:
@@ -196,7 +204,7 @@ def _grow(index, new, recycled, weights, tail, tree, scratch, min_chance, vocab_
 # The three parts of `_grow` once more, for the loop that lets Python objects speak in between.
 @kernel
 def _begin(index, new, recycled, weights, tail, tree, scratch):  # type: ignore[no-untyped-def]
-    insert(index, new)
+    insert(index, new, scratch.suffix, scratch.states)
     plant(tree, tail[-1], index.place)
     _ask(index, recycled, weights, tail, tree, scratch, 0)
 
@@ -275,9 +283,9 @@ def _next(index, tree):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _learn(weights, tree, tokens, parents, path, committed):  # type: ignore[no-untyped-def]
-    """Learn from what followed every accepted node."""
-    nodes = locate(tree, tokens, parents)
+def _learn(weights, tree, tokens, parents, path, committed, nodes):  # type: ignore[no-untyped-def]
+    """Learn from what followed every accepted node; `nodes` is room for one number a node."""
+    locate(tree, tokens, parents, nodes)
     for a in range(min(path.shape[0], committed.shape[0])):
         for i in range(path[a] + 1, tokens.shape[0]):
             if parents[i] == path[a] and nodes[i] >= 0:

@@ -13,7 +13,7 @@ from numba import njit
 from lookahead.draft import IntArray
 from lookahead.sources import alignment, evidence, prompt, recycle, tree
 from lookahead.sources.alignment import advance, ask_alignment, expected, lost
-from lookahead.sources.evidence import EXACT, FIRST_SPARSE, FIRST_WRITTEN, SPARSE, WIDTH, WRITTEN, Evidence
+from lookahead.sources.evidence import CONTEXTS, EXACT, FIRST_SPARSE, FIRST_WRITTEN, SPARSE, WIDTH, WRITTEN, Evidence
 from lookahead.sources.mixer import Weights, chance_of, fresh_weights, learn
 from lookahead.sources.prompt import REACH, Prompt, ask_contexts, hash_contexts, look_up
 from lookahead.sources.recycle import Recycled, ask_recycled, remember
@@ -32,7 +32,7 @@ def ask_index(index, suffix, written, states, slots, found):  # type: ignore[no-
 
 @njit
 def insert(index, new):  # type: ignore[no-untyped-def]
-    prompt.insert(index, new)
+    prompt.insert(index, new, np.empty(REACH, np.int64), np.empty(CONTEXTS, np.int64))
 
 
 def feed(text: Prompt, context: Any) -> None:
@@ -90,7 +90,9 @@ def pop_all(grown, count, out):  # type: ignore[no-untyped-def]
 
 @njit
 def locate(grown, tokens, parents):  # type: ignore[no-untyped-def]
-    return tree.locate(grown, tokens, parents)
+    nodes = np.empty(tokens.shape[0], np.int32)
+    tree.locate(grown, tokens, parents, nodes)
+    return nodes
 
 
 def ask(index: prompt.Index, suffix: list[int], written: int) -> Evidence:

@@ -14,12 +14,16 @@ from numpy.typing import NDArray
 Records = NDArray[Any]
 """An array of a structured type: one argument of a kernel instead of many, and one cache line instead of many."""
 
+# Kernels get all their room from the caller, so nothing in them needs numba's reference counts ("nrt"), whose atomic
+# steps at every view of an array would take most of the time. What allocates or returns an array does not compile.
+_OPTIONS: dict[str, Any] = {"_nrt": False, "no_cfunc_wrapper": True, "error_model": "numpy"}
+
 _STAMP = tuple(sorted((file.name, file.stat().st_mtime_ns) for file in Path(__file__).parent.glob("*.py")))
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Declare a function that Python calls: compiled at the first call, and kept in numba's cache."""
-    compiled: Callable[..., Any] = njit(cache=True, no_cfunc_wrapper=True, error_model="numpy")(function)
+    compiled: Callable[..., Any] = njit(cache=True, **_OPTIONS)(function)
     # numba looks at the kernel's own file alone; what is compiled into it comes from all files of this folder.
     cache = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
     if cache is not None:
@@ -41,9 +45,7 @@ def inner_sum(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _declare(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
-    declared: Callable[..., Any] = register_jitable(
-        no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy", **options
-    )(function)
+    declared: Callable[..., Any] = register_jitable(no_cpython_wrapper=True, **_OPTIONS, **options)(function)
     return declared
 
 

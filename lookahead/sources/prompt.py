@@ -168,9 +168,13 @@ def hash_edits(suffix, length, copy, states):  # type: ignore[no-untyped-def]
 
 
 @inner
-def insert(index, new):  # type: ignore[no-untyped-def]
-    """Append the tokens `new`, each as a successor of every context before it."""
-    suffix, states = np.empty(REACH, np.int64), np.empty(CONTEXTS, np.int64)
+def insert(index, new, suffix, states):  # type: ignore[no-untyped-def]
+    """Append the tokens `new`, each as a successor of every context before it.
+
+    Args:
+        suffix: [REACH] int64, room to work in.
+        states: [CONTEXTS] int64, likewise.
+    """
     for i in range(new.shape[0]):
         at, token = index.used[TOKENS], new[i]
         length = at if at < REACH else REACH

@@ -122,9 +122,8 @@ def _pop(tree):  # type: ignore[no-untyped-def]
 
 
 @inner
-def locate(tree, tokens, parents):  # type: ignore[no-untyped-def]
-    """Return the node of `tree` that each verified node was, -1 for another drafter's."""
-    nodes = np.empty(tokens.shape[0], np.int32)
+def locate(tree, tokens, parents, nodes):  # type: ignore[no-untyped-def]
+    """Fill `nodes` with the node of `tree` that each verified node was, -1 for another drafter's."""
     nodes[0] = 0
     for i in range(1, tokens.shape[0]):
         nodes[i] = -1
@@ -135,4 +134,3 @@ def locate(tree, tokens, parents):  # type: ignore[no-untyped-def]
             if tree.nodes[j].parent == above and tree.nodes[j].token == tokens[i]:
                 nodes[i] = j
                 break
-    return nodes
