@@ -27,3 +27,27 @@ class InvalidDraft(LookaheadError, ValueError):
 
 class InvalidInput(LookaheadError, ValueError):
     """Input to a command or helper that cannot be used: missing model, empty prompt, binary text."""
+
+
+class PoolError(LookaheadError):
+    """A pool on disk that cannot be used as asked; base of what follows."""
+
+
+class PoolNotFound(PoolError):
+    """There is no pool at the path that was given."""
+
+
+class PoolBusy(PoolError):
+    """Another writer holds the pool; the message names its process where it is known."""
+
+
+class PoolDamaged(PoolError):
+    """A file of a pool is missing, truncated or corrupted; the message names it and how to go on without it."""
+
+
+class PoolTooNew(PoolError):
+    """A pool in a format that a newer version of this library wrote."""
+
+
+class PoolMismatch(PoolError):
+    """A pool of another tokenizer: its token ids mean other text."""

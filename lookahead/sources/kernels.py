@@ -18,13 +18,23 @@ Records = NDArray[Any]
 # steps at every view of an array would take most of the time. What allocates or returns an array does not compile.
 _OPTIONS: dict[str, Any] = {"_nrt": False, "no_cfunc_wrapper": True, "error_model": "numpy"}
 
-_STAMP = tuple(sorted((file.name, file.stat().st_mtime_ns) for file in Path(__file__).parent.glob("*.py")))
+_FILES = [file for folder in ("pool", "sources") for file in Path(__file__).parents[1].joinpath(folder).glob("*.py")]
+_STAMP = tuple(sorted((file.name, file.stat().st_mtime_ns) for file in _FILES))
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Declare a function that Python calls: compiled at the first call, and kept in numba's cache."""
-    compiled: Callable[..., Any] = njit(cache=True, **_OPTIONS)(function)
-    # numba looks at the kernel's own file alone; what is compiled into it comes from all files of this folder.
+    return _compile(function, {})
+
+
+def background_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Declare a function as `kernel` does, that lets other Python threads run meanwhile."""
+    return _compile(function, {"nogil": True})
+
+
+def _compile(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+    compiled: Callable[..., Any] = njit(cache=True, **_OPTIONS, **options)(function)
+    # numba looks at the kernel's own file alone; what is compiled into it comes from all files of these folders.
     cache = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
     if cache is not None:
         cache._source_stamp = (cache._source_stamp, _STAMP)

@@ -1,0 +1,1 @@
+"""n-grams that outlive a request: see `Pool`."""
