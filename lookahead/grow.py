@@ -43,7 +43,7 @@ from lookahead.sources.prompt import (
 )
 from lookahead.sources.recycle import Recycled, ask_recycled, empty_tables, no_tables, remember
 from lookahead.sources.source import Source
-from lookahead.sources.tree import ITEMS, NODES, empty_tree, locate, plant, suffix_of, take, wait
+from lookahead.sources.tree import NODES, empty_tree, locate, plant, suffix_of, take, wait
 from lookahead.trace import Step
 
 SOURCES = ("unknown", "prompt", "recycle")
@@ -247,18 +247,17 @@ def _enqueue(weights, tree, evidence, node, min_chance, vocab_size):  # type: ig
         x[AT_ROOT], x[DOUBT] = node == 0, 1.0 - parent.weight
         sets = choose_sets(evidence, j, alignment)
         weight = chance_of(weights, x, sets)
-        if parent.chance * weight < min_chance:
+        chance = parent.chance * weight
+        at = wait(tree, chance) if chance >= min_chance else -1
+        if at < 0:
             continue
-        at = tree.used[ITEMS]
-        tree.used[ITEMS] = at + 1
         item = tree.items[at]
         item.token, item.parent, item.source = row.token, node, _source(row)
-        item.weight, item.chance = weight, parent.chance * weight
+        item.weight = weight
         item.set1, item.set2, item.set3 = sets
         item.cell = row.cell
         for i in range(COLUMNS):
             tree.x[at, i] = x[i]
-        wait(tree, at)
 
 
 @inner

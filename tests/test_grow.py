@@ -16,6 +16,7 @@ from lookahead.draft import Draft
 from lookahead.drafter import Drafter
 from lookahead.errors import InvalidArgument
 from lookahead.grow import SOURCES, Grower
+from lookahead.sources.tree import ITEMS
 from lookahead.trace import Step
 
 VOCAB = 50
@@ -292,6 +293,19 @@ def test_the_loop_with_python_sources_equals_the_kernel(text: list[int], budget:
     plain = Grower(min_chance=0.0).start(array(text)).propose(array(text), budget)
     asked = Grower(sources=("prompt", "recycle", Silent()), min_chance=0.0).start(array(text))
     assert asked.propose(array(text), budget).tokens.tolist() == plain.tokens.tolist()
+
+
+def test_a_crowd_of_successors_keeps_within_the_tree() -> None:
+    class Crowd(Counting):
+        def successors(self, cursor: int) -> tuple[list[int], list[float]]:
+            return list(range(40)), [0.01] * 40
+
+    text = array(range(100, 200))
+    row = Grower(sources=("prompt", Crowd()), min_chance=0.0).start(text)
+    for budget in (0, 1, 30):
+        draft, tree = row.propose(text, budget), row._tree  # type: ignore[attr-defined]
+        assert len(draft) == budget + 1
+        assert tree.used[ITEMS] <= len(tree.items)
 
 
 def test_too_many_python_sources_are_refused() -> None:

@@ -81,11 +81,14 @@ def learn_one(weights, x, sets, cell, hit):  # type: ignore[no-untyped-def]
 
 
 @njit
-def pop_all(grown, count, out):  # type: ignore[no-untyped-def]
-    for item in range(count):
-        tree.wait(grown, item)
-    for i in range(count):
-        out[i] = tree._pop(grown)
+def take_all(grown, chances, out):  # type: ignore[no-untyped-def]
+    tree.plant(grown, 0, np.zeros(alignment.FIELDS, np.int64))
+    for token in range(chances.shape[0]):
+        item = tree.wait(grown, chances[token])
+        if item >= 0:
+            grown.items[item].token, grown.items[item].parent = token, 0
+    for i in range(out.shape[0]):
+        out[i] = tree.take(grown)
 
 
 @njit
@@ -357,14 +360,16 @@ def test_the_mixer_learns_how_often_evidence_is_right(share: float) -> None:
     assert chance(fresh_weights(), x, (3, 14, 36)) == pytest.approx(0.5, abs=0.01), "other evidence unasked"
 
 
-@given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=32))
-def test_the_likeliest_item_comes_first(chances: list[float]) -> None:
-    grown = tree.empty_tree(1)
-    grown.items["chance"][: len(chances)] = chances
-    order = np.zeros(len(chances), np.int32)
-    pop_all(grown, len(chances), order)
-    assert sorted(order.tolist()) == list(range(len(chances)))
-    assert [chances[i] for i in order] == sorted(chances, reverse=True)
+@given(st.lists(st.floats(0, 1, width=32), max_size=40), st.integers(0, 20))
+def test_the_likeliest_are_taken_in_order(chances: list[float], budget: int) -> None:
+    grown, order = tree.empty_tree(budget), np.zeros(budget + 1, np.int64)
+    take_all(grown, np.array(chances, np.float32), order)
+    taken = min(budget, len(chances))
+    assert order.tolist() == [*range(1, taken + 1), *[-1] * (budget + 1 - taken)]
+    nodes = grown.nodes[1 : taken + 1]
+    assert nodes["chance"].tolist() == sorted(chances, reverse=True)[:taken]
+    assert [chances[token] for token in nodes["token"]] == nodes["chance"].tolist()
+    assert len(set(nodes["token"].tolist())) == taken
 
 
 @settings(max_examples=50)

@@ -9,18 +9,18 @@ from numpy.typing import NDArray
 
 from lookahead.draft import FloatArray, IntArray
 from lookahead.sources.alignment import FIELDS
-from lookahead.sources.evidence import COLUMNS, WIDTH
+from lookahead.sources.evidence import COLUMNS
 from lookahead.sources.kernels import Records, inner, records
 
 
 class Tree(NamedTuple):
-    """Room for N nodes and for the M = N * WIDTH successors that they may have."""
+    """Room for N nodes and for the successors that wait to become one: never more than there is room for."""
 
     nodes: Records  # [N] see `empty_tree`
     place: NDArray[np.int64]  # [N, FIELDS] alignment of the nodes
-    items: Records  # [M] see `empty_tree`
-    x: FloatArray  # [M, COLUMNS] evidence of the items
-    heap: IntArray  # [M] waiting items
+    items: Records  # [N] see `empty_tree`
+    x: FloatArray  # [N, COLUMNS] evidence of the items
+    queue: IntArray  # [N] waiting items, the likeliest last
     used: NDArray[np.int64]  # [3] see below
 
 
@@ -34,14 +34,14 @@ def empty_tree(budget: int) -> Tree:
     of weights from the root. A node also knows its depth and the item it was; an item what the mixer needs to learn:
     the sets of weights that it used and the alignment's cell.
     """
-    n, m = budget + 1, max(budget, 1) * WIDTH
+    n = budget + 1
     common = {"token": "i4", "parent": "i4", "weight": "f4", "chance": "f4", "source": "u1"}
     return Tree(
         nodes=records(n, **common, depth="i4", item="i4"),
         place=np.zeros((n, FIELDS), np.int64),
-        items=records(m, **common, set1="i4", set2="i4", set3="i4", cell="i4"),
-        x=np.zeros((m, COLUMNS), np.float32),
-        heap=np.zeros(m, np.int32),
+        items=records(n, **common, set1="i4", set2="i4", set3="i4", cell="i4"),
+        x=np.zeros((n, COLUMNS), np.float32),
+        queue=np.zeros(n, np.int32),
         used=np.zeros(3, np.int64),
     )
 
@@ -74,51 +74,48 @@ def suffix_of(tree, node, tail, out):  # type: ignore[no-untyped-def]
 
 
 @inner
-def wait(tree, item):  # type: ignore[no-untyped-def]
-    """Put `item` on the heap."""
-    heap, items = tree.heap, tree.items
-    at = tree.used[WAITING]
-    tree.used[WAITING] += 1
-    while at > 0:
-        above = (at - 1) // 2
-        if items[heap[above]].chance >= items[item].chance:
-            break
-        heap[at] = heap[above]
-        at = above
-    heap[at] = item
+def wait(tree, chance):  # type: ignore[no-untyped-def]
+    """Return the item of a successor that waits with this chance, -1 where likelier ones fill the tree."""
+    items, queue, waiting = tree.items, tree.queue, tree.used[WAITING]
+    if waiting == tree.nodes.shape[0] - tree.used[NODES]:
+        if waiting == 0 or items[queue[0]].chance >= chance:
+            return -1
+        item = _drop(queue, waiting)
+    else:
+        item = tree.used[ITEMS]
+        tree.used[ITEMS] += 1
+        tree.used[WAITING] += 1
+        waiting += 1
+    at = waiting - 1
+    while at > 0 and items[queue[at - 1]].chance >= chance:
+        queue[at] = queue[at - 1]
+        at -= 1
+    queue[at] = item
+    items[item].chance = chance
+    return item
+
+
+@inner
+def _drop(queue, waiting):  # type: ignore[no-untyped-def]
+    item = queue[0]
+    for i in range(waiting - 1):
+        queue[i] = queue[i + 1]
+    return item
 
 
 @inner
 def take(tree):  # type: ignore[no-untyped-def]
     """Make the likeliest waiting item a node and return it, -1 when none waits or no room is left."""
-    node = tree.used[NODES]
-    if tree.used[WAITING] == 0 or node == tree.nodes.shape[0]:
+    if tree.used[WAITING] == 0:
         return -1
-    at = _pop(tree)
+    tree.used[WAITING] -= 1
+    node, at = tree.used[NODES], tree.queue[tree.used[WAITING]]
     new, item = tree.nodes[node], tree.items[at]
     new.token, new.parent, new.source = item.token, item.parent, item.source
     new.weight, new.chance = item.weight, item.chance
     new.depth, new.item = tree.nodes[item.parent].depth + 1, at
     tree.used[NODES] = node + 1
     return node
-
-
-@inner
-def _pop(tree):  # type: ignore[no-untyped-def]
-    heap, items = tree.heap, tree.items
-    top, size = heap[0], tree.used[WAITING] - 1
-    tree.used[WAITING] = size
-    item, at = heap[size], 0
-    while 2 * at + 1 < size:
-        below = 2 * at + 1
-        if below + 1 < size and items[heap[below + 1]].chance > items[heap[below]].chance:
-            below += 1
-        if items[heap[below]].chance <= items[item].chance:
-            break
-        heap[at] = heap[below]
-        at = below
-    heap[at] = item
-    return top
 
 
 @inner
