@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lookahead.draft import FloatArray
+from lookahead.draft import FloatArray, IntArray
 from lookahead.sources.kernels import Records, inner, kernel, records
 
 WIDTH = 32
@@ -39,7 +39,7 @@ AT_ROOT, DOUBT = CONTEXTS + 10, CONTEXTS + 11  # of the parent: is it the root, 
 BY_PAIR, BY_TOKEN, FAVOURITE = (CONTEXTS + 12 + i for i in range(3))  # by the recycled logits
 FIRST_GUEST = CONTEXTS + 15  # one column for each source that is a Python object
 GUESTS = 4
-COLUMNS = FIRST_GUEST + GUESTS
+COLUMNS = -(-(FIRST_GUEST + GUESTS) // 16) * 16  # whole vectors of the processor; the last ones stay 0
 
 _SUREST = np.float32(np.log(999.0))
 
@@ -48,7 +48,8 @@ class Evidence(NamedTuple):
     """The successors of one node: `rows[j]` and `x[j]` are about `rows[j].token`."""
 
     rows: Records  # [WIDTH] see `empty_evidence`
-    x: FloatArray  # [WIDTH, COLUMNS]
+    tokens: IntArray  # [WIDTH] the rows' tokens once more, to compare all at once; -1 where a row is not in use
+    x: FloatArray  # [WIDTH, COLUMNS] of a row not in use it equals `absent`
     absent: FloatArray  # [COLUMNS] the x of a token that nobody has named yet
     size: NDArray[np.int64]  # [1] rows in use
 
@@ -61,31 +62,38 @@ def empty_evidence() -> Evidence:
     source that did, 0 where none does.
     """
     rows = records(WIDTH, token="i4", blend="f4", recycled="f4", longest="i4", cell="i4", guest="i4")
-    return Evidence(rows, np.zeros((WIDTH, COLUMNS), np.float32), np.zeros(COLUMNS, np.float32), np.zeros(1, np.int64))
+    return Evidence(
+        rows=rows,
+        tokens=np.full(WIDTH, -1, np.int32),
+        x=np.zeros((WIDTH, COLUMNS), np.float32),
+        absent=np.zeros(COLUMNS, np.float32),
+        size=np.zeros(1, np.int64),
+    )
 
 
 @inner
 def clear(evidence):  # type: ignore[no-untyped-def]
     """Forget all rows."""
     evidence.size[0] = 0
-    for i in range(COLUMNS):
-        evidence.absent[i] = 0.0
+    evidence.tokens[:] = -1
+    evidence.x[:] = 0.0
+    evidence.absent[:] = 0.0
 
 
 @inner
 def row_of(evidence, token):  # type: ignore[no-untyped-def]
-    """Return the row of `token`, a new one if need be; -1 when all rows are taken."""
+    """Return the row of `token` (not negative), a new one if need be; -1 when all rows are taken."""
+    found = np.int32(-1)
+    # No early exit and no constant bound: so it is compiled to a few vector instructions.
+    for j in range(evidence.tokens.shape[0]):
+        found = np.int32(j) if evidence.tokens[j] == token else found
     n = evidence.size[0]
-    for j in range(n):
-        if evidence.rows[j].token == token:
-            return j
-    if n == WIDTH:
-        return -1
+    if found >= 0 or n == WIDTH:
+        return np.int64(found)
     row = evidence.rows[n]
+    evidence.tokens[n] = token
     row.token, row.blend, row.recycled = token, 0.0, 0.0
     row.longest, row.cell, row.guest = 0, 0, 0
-    for i in range(COLUMNS):
-        evidence.x[n, i] = evidence.absent[i]
     evidence.size[0] = n + 1
     return n
 
@@ -93,8 +101,9 @@ def row_of(evidence, token):  # type: ignore[no-untyped-def]
 @inner
 def deny(evidence, column, value):  # type: ignore[no-untyped-def]
     """Write `value` for every token, named or not, until a source says otherwise."""
+    # Rows not in use get it too: a new row then has nothing to copy.
     evidence.absent[column] = value
-    for j in range(evidence.size[0]):
+    for j in range(WIDTH):
         evidence.x[j, column] = value
 
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 Records = NDArray[Any]
 """An array of a structured type: one argument of a kernel instead of many, and one cache line instead of many."""
 
-# Kernels get all their room from the caller, so nothing in them needs numba's reference counts ("nrt"), whose atomic
-# steps at every view of an array would take most of the time. What allocates or returns an array does not compile.
+# Kernels get all their room from the caller, so they need none of numba's reference counts ("nrt"), whose atomic steps
+# at every view of an array would take most of the time. What allocates, or returns a view, does not compile.
 _OPTIONS: dict[str, Any] = {"_nrt": False, "no_cfunc_wrapper": True, "error_model": "numpy"}
 
 _FILES = [file for folder in ("pool", "sources") for file in Path(__file__).parents[1].joinpath(folder).glob("*.py")]
@@ -55,7 +55,10 @@ def inner_sum(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _declare(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
-    declared: Callable[..., Any] = register_jitable(no_cpython_wrapper=True, **_OPTIONS, **options)(function)
+    # Inlined by force: to pass a tuple of arrays, every field is pushed on the stack, shape and strides too.
+    declared: Callable[..., Any] = register_jitable(no_cpython_wrapper=True, forceinline=True, **_OPTIONS, **options)(
+        function
+    )
     return declared
 
 

@@ -285,6 +285,7 @@ def _ask_context(index, first, k, rest, evidence):  # type: ignore[no-untyped-de
         distinct += 1
         record = index.successors[record].next
     escape = 0.5 * distinct / (total + 1.0 + 0.5 * distinct)
+    share = np.float32(rest * (1.0 - escape) / (total + 1.0))
     deny(evidence, k, _clip(_log(0) - _log(total)))
     record, age = first, 0
     while record >= 0:
@@ -295,7 +296,7 @@ def _ask_context(index, first, k, rest, evidence):  # type: ignore[no-untyped-de
             evidence.x[j, k] = _clip(_log(count) - _log(total - count))
             if k < FIRST_SPARSE:
                 # The newest successor counts once more.
-                row.blend += rest * (1.0 - escape) * (count + (age == 0)) / (total + 1.0)
+                row.blend += share * np.float32(count + (age == 0))
                 if row.longest == 0:
                     row.longest = k + 1
                     _describe(evidence.x[j], age, count, distinct)
