@@ -230,7 +230,7 @@ def _ask(index, recycled, weights, tail, tree, scratch, node):  # type: ignore[n
         realign(index, states, place)
         hash_edits(suffix, length, expected(place, index.tokens, size), states)
         look_up(index, states, slots)
-        ask_contexts(index, slots, evidence)
+        ask_contexts(index, slots, node == 0, evidence)
         ask_alignment(place, index.tokens, size, weights.trials, evidence)
     ask_recycled(recycled, suffix[1] if length > 1 else np.int64(-1), suffix[0], evidence)
 

@@ -23,11 +23,11 @@ texts = st.lists(st.integers(0, 4), max_size=60)
 
 # What kernels call has no entry from Python: these are the doors that the tests use.
 @njit
-def ask_index(index, suffix, written, states, slots, found):  # type: ignore[no-untyped-def]
+def ask_index(index, suffix, written, states, slots, at_root, found):  # type: ignore[no-untyped-def]
     evidence.clear(found)
     hash_contexts(suffix, suffix.shape[0], written, states)
     look_up(index, states, slots)
-    ask_contexts(index, slots, found)
+    ask_contexts(index, slots, at_root, found)
 
 
 @njit
@@ -98,11 +98,11 @@ def locate(grown, tokens, parents):  # type: ignore[no-untyped-def]
     return nodes
 
 
-def ask(index: prompt.Index, suffix: list[int], written: int) -> Evidence:
+def ask(index: prompt.Index, suffix: list[int], written: int, at_root: bool = True) -> Evidence:
     """Ask about the suffix (newest token first)."""
     found, contexts = evidence.empty_evidence(), evidence.CONTEXTS
     states, slots = np.zeros(contexts, np.int64), np.zeros(contexts, np.int64)
-    ask_index(index, np.array(suffix[:REACH], np.int64), written, states, slots, found)
+    ask_index(index, np.array(suffix[:REACH], np.int64), written, states, slots, at_root, found)
     return found
 
 
@@ -176,6 +176,18 @@ def test_blend_and_longest_equal_naive(text: list[int]) -> None:
         assert row.longest == max(known) + 1
     assert {int(row.token) for row in rows(found)} <= set(text)
     assert found.size[0] > 0 or not text
+
+
+@given(texts, texts)
+def test_below_the_root_the_empty_context_names_nothing(before: list[int], after: list[int]) -> None:
+    index, suffix = fed(before, after).index, [*before, *after][::-1][:REACH]
+    all_rows, below = (ask(index, suffix, len(after), at_root) for at_root in (True, False))
+    known, known_below = ({int(row.token): int(row.longest) for row in rows(f)} for f in (all_rows, below))
+    assert {t for t, longest in known_below.items() if longest > 0} == {t for t, n in known.items() if n > 1}
+    for k in range(evidence.CONTEXTS):
+        wanted = said(all_rows, k)
+        for token, odds in said(below, k).items():
+            assert odds == wanted[token] or (k == 0 and known_below[token] == 0)
 
 
 @given(texts, st.lists(st.integers(0, 7), max_size=5))

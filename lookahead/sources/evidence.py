@@ -81,15 +81,21 @@ def clear(evidence):  # type: ignore[no-untyped-def]
 
 
 @inner
-def row_of(evidence, token):  # type: ignore[no-untyped-def]
-    """Return the row of `token` (not negative), a new one if need be; -1 when all rows are taken."""
+def find(evidence, token):  # type: ignore[no-untyped-def]
+    """Return the row of `token` (not negative), -1 when it has none."""
     found = np.int32(-1)
     # No early exit and no constant bound: so it is compiled to a few vector instructions.
     for j in range(evidence.tokens.shape[0]):
         found = np.int32(j) if evidence.tokens[j] == token else found
-    n = evidence.size[0]
+    return np.int64(found)
+
+
+@inner
+def row_of(evidence, token):  # type: ignore[no-untyped-def]
+    """Return the row of `token` (not negative), a new one if need be; -1 when all rows are taken."""
+    found, n = find(evidence, token), evidence.size[0]
     if found >= 0 or n == WIDTH:
-        return np.int64(found)
+        return found
     row = evidence.rows[n]
     evidence.tokens[n] = token
     row.token, row.blend, row.recycled = token, 0.0, 0.0

@@ -27,6 +27,7 @@ from lookahead.sources.evidence import (
     SPARSE,
     WRITTEN,
     deny,
+    find,
     row_of,
 )
 from lookahead.sources.kernels import Records, inner, kernel, records
@@ -261,24 +262,29 @@ def look_up(index, states, slots):  # type: ignore[no-untyped-def]
 
 
 @inner
-def ask_contexts(index, slots, evidence):  # type: ignore[no-untyped-def]
+def ask_contexts(index, slots, at_root, evidence):  # type: ignore[no-untyped-def]
     """Add the successors of all contexts: the exact ones from long to short, then the others.
 
-    The exact ones are also blended as PPM does: each takes its share of the weight that the longer ones left.
+    The exact ones are also blended as PPM does: each takes its share of the weight that the longer ones left. Below
+    the root the empty context speaks only of tokens that longer ones named: alone it is too weak to be worth a row.
     """
     rest = 1.0
     for i in range(CONTEXTS):
         k = FIRST_SPARSE - 1 - i if i < FIRST_SPARSE else i
         if slots[k] < 0 or (k < FIRST_SPARSE and rest < 1e-5):
             continue
-        share = _ask_context(index, index.slots[slots[k]].head, k, rest, evidence)
+        share = _ask_context(index, index.slots[slots[k]].head, k, rest, k > 0 or at_root, evidence)
         if k < FIRST_SPARSE:
             rest *= share
 
 
 @inner
-def _ask_context(index, first, k, rest, evidence):  # type: ignore[no-untyped-def]
-    """Add the successors in the list that starts at `first`; return the share of `rest` that escapes."""
+def _ask_context(index, first, k, rest, names, evidence):  # type: ignore[no-untyped-def]
+    """Add the successors in the list that starts at `first`; return the share of `rest` that escapes.
+
+    Args:
+        names: whether tokens without a row get one.
+    """
     total, distinct, record = 0, 0, first
     while record >= 0:
         total += index.successors[record].count
@@ -290,7 +296,7 @@ def _ask_context(index, first, k, rest, evidence):  # type: ignore[no-untyped-de
     record, age = first, 0
     while record >= 0:
         successor = index.successors[record]
-        j = row_of(evidence, successor.token)
+        j = row_of(evidence, successor.token) if names else find(evidence, successor.token)
         if j >= 0:
             row, count = evidence.rows[j], successor.count
             evidence.x[j, k] = _clip(_log(count) - _log(total - count))
