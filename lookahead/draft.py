@@ -195,7 +195,7 @@ def _column(name: str, value: Any, dtype: Any) -> NDArray[Any]:
     array = np.asarray(value)
     if array.ndim != 1:
         raise InvalidDraft(f"{name} must be one-dimensional, not of shape {array.shape}")
-    if np.issubdtype(dtype, np.integer) and array.size and array.dtype != dtype and not _fits(array, dtype):
+    if array.dtype != dtype and array.size and np.issubdtype(dtype, np.integer) and not _fits(array, dtype):
         raise InvalidDraft(f"{name} must hold whole numbers that fit {np.dtype(dtype).name}")
     return np.array(array, dtype=dtype)
 

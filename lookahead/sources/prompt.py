@@ -77,7 +77,7 @@ class Prompt:
         """
         index, seen = self.index, int(self.index.used[TOKENS])
         overlap = slice(max(0, seen - 64), seen)
-        if len(context) < seen or not np.array_equal(context[overlap], index.tokens[overlap]):
+        if len(context) < seen or context[overlap].tobytes() != index.tokens[overlap].tobytes():
             self._length, self.index, seen = len(context), _empty(len(context) + 512), 0
         elif len(context) > len(index.tokens):
             self.index = _enlarge(index, 2 * len(context))
