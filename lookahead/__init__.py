@@ -14,12 +14,19 @@ if TYPE_CHECKING:
         InvalidDraft,
         InvalidInput,
         LookaheadError,
+        PoolBusy,
+        PoolDamaged,
+        PoolError,
+        PoolMismatch,
+        PoolNotFound,
+        PoolTooNew,
         UnsupportedArgument,
         UnsupportedCache,
         UnsupportedModel,
     )
     from lookahead.grow import Grower
     from lookahead.loading import demo_path
+    from lookahead.pool.pool import Pool
     from lookahead.trace import Pass, Run, Step
 
 __version__ = "0.1.0"
@@ -34,6 +41,13 @@ _HOME = {
     "Lookahead": "engine",
     "LookaheadError": "errors",
     "Pass": "trace",
+    "Pool": "pool.pool",
+    "PoolBusy": "errors",
+    "PoolDamaged": "errors",
+    "PoolError": "errors",
+    "PoolMismatch": "errors",
+    "PoolNotFound": "errors",
+    "PoolTooNew": "errors",
     "Run": "trace",
     "Step": "trace",
     "UnsupportedArgument": "errors",
@@ -52,6 +66,13 @@ __all__ = [
     "Lookahead",
     "LookaheadError",
     "Pass",
+    "Pool",
+    "PoolBusy",
+    "PoolDamaged",
+    "PoolError",
+    "PoolMismatch",
+    "PoolNotFound",
+    "PoolTooNew",
     "Run",
     "Step",
     "UnsupportedArgument",

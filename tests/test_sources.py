@@ -94,7 +94,7 @@ def take_all(grown, chances, out):  # type: ignore[no-untyped-def]
 @njit
 def locate(grown, tokens, parents):  # type: ignore[no-untyped-def]
     nodes = np.empty(tokens.shape[0], np.int32)
-    tree.locate(grown, tokens, parents, nodes)
+    tree.match_nodes(grown, tokens, parents, nodes)
     return nodes
 
 
@@ -351,7 +351,7 @@ def test_odd_logits_are_left_out(bad: float) -> None:
 @given(st.lists(st.tuples(st.integers(0, 999), st.booleans()), max_size=60), st.integers(0, 11))
 def test_chances_stay_chances(trials: list[tuple[int, bool]], first: int) -> None:
     weights: Weights = fresh_weights()
-    sets = (first, 12 + first, 36)
+    sets = np.array([first, 12 + first, 36, 40, 70, 5000])
     for seed, hit in trials:
         x = np.random.default_rng(seed).uniform(-7, 7, evidence.COLUMNS).astype(np.float32)
         learn_one(weights, x, sets, 1 + seed % 50, hit)
@@ -360,16 +360,19 @@ def test_chances_stay_chances(trials: list[tuple[int, bool]], first: int) -> Non
     assert (weights.trials[:, 0] <= weights.trials[:, 1]).all()
 
 
+SETS = np.array([3, 14, 36, 40, 70, 5000])
+
+
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
 def test_the_mixer_learns_how_often_evidence_is_right(share: float) -> None:
     weights, rng = fresh_weights(), np.random.default_rng(0)
     x = np.zeros(evidence.COLUMNS, np.float32)
     x[evidence.BIAS], x[evidence.COPIED] = 1.0, 2.0
     for _ in range(3000):
-        learn_one(weights, x, (3, 14, 36), 5, rng.random() < share)
-    assert chance(weights, x, (3, 14, 36)) == pytest.approx(share, abs=0.08)
+        learn_one(weights, x, SETS, 5, rng.random() < share)
+    assert chance(weights, x, SETS) == pytest.approx(share, abs=0.08)
     assert weights.trials[5, 0] / weights.trials[5, 1] == pytest.approx(share, abs=0.08)
-    assert chance(fresh_weights(), x, (3, 14, 36)) == pytest.approx(0.5, abs=0.01), "other evidence unasked"
+    assert chance(fresh_weights(), x, SETS) == pytest.approx(0.5, abs=0.01), "other evidence unasked"
 
 
 @given(st.lists(st.floats(0, 1, width=32), max_size=40), st.integers(0, 20))

@@ -87,7 +87,7 @@ def as_run(arrays: Mapping[str, NDArray[Any]], file: Path) -> Run:
         and run.listed.shape[1] == WORDS
         and slots > 0
         and slots & (slots - 1) == 0
-        and all(array.dtype == kind for array, kind in zip(run, _KINDS, strict=True))
+        and all(arrays[name].dtype == kind for name, kind in zip(Run._fields, _KINDS, strict=True))
     )
     if not fits:
         raise PoolDamaged(f"{file} is not a segment of a pool: its arrays do not fit together")
@@ -252,10 +252,10 @@ def _unpack(run, text, offset, order, lanes):  # type: ignore[no-untyped-def]
             walking -= at == lanes[2, lane]
         if walking == 0 and taken == run.ends.shape[0]:
             break
+    astray = False
     for i in range(n):
-        if order[i] == 0 or run.lcp[i] >= order[i]:
-            return True
-    return False
+        astray |= order[i] == 0 or run.lcp[i] >= order[i]
+    return astray
 
 
 @inner

@@ -19,10 +19,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lookahead.draft import IntArray
-from lookahead.errors import InvalidArgument, PoolError, PoolMismatch, PoolNotFound
+from lookahead.errors import InvalidArgument, PoolDamaged, PoolError, PoolMismatch, PoolNotFound
+from lookahead.pool.files import TEMPORARY
 from lookahead.pool.fingerprint import fingerprint
 from lookahead.pool.index import Run, as_run, build, documents_within, merge
 from lookahead.pool.levels import to_give_up, to_merge
+from lookahead.pool.lock import HOLDER, LOCK
+from lookahead.pool.manifest import FILE
 from lookahead.pool.search import interval, views
 from lookahead.pool.store import Entry, NewSegment, Store
 from lookahead.sources.kernels import Records
@@ -34,6 +37,7 @@ LIMIT = 200_000_000
 """Tokens of a pool that is given no other limit."""
 
 _LARGEST_TOKEN = (1 << 24) - 2
+_BEGUN = (LOCK, HOLDER, FILE + TEMPORARY)  # what is there of a pool whose maker was killed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,8 +99,8 @@ class Pool:
         damaged: Literal["raise", "skip"] = "raise",
     ) -> None:
         for name, value in (("max_tokens", max_tokens), ("max_bytes", max_bytes), ("live_tokens", live_tokens)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise InvalidArgument(f"{name}={value!r}; give a whole number above 0")
+            if value is not None:
+                _require_whole(name, value, 1)
         if path is None and read_only:
             raise InvalidArgument("a pool in memory cannot be read-only: it would stay empty; give a path")
         self.path = None if path is None else Path(path)
@@ -109,7 +113,11 @@ class Pool:
         self._snapshot: Snapshot | None = None
         self._known: set[int] | None = None
         self._keep: Callable[[], bytes] | None = None
-        self._lock, self._worker, self._failure = threading.RLock(), threading.Thread(), None
+        self._lock = threading.RLock()  # held for moments
+        self._working = threading.RLock()  # held by the thread that writes and merges; taken before the other
+        self._writing = 0  # runs of the live index that are being written
+        self._worker = threading.Thread()
+        self._failure: Exception | None = None
         self._closed = False
         self._store = None if self.path is None else _open(self.path, read_only, damaged)
         try:
@@ -192,6 +200,8 @@ class Pool:
         document = _checked(tokens)
         if digest is None:
             digest = int.from_bytes(hashlib.blake2b(document.tobytes(), digest_size=8).digest(), "little")
+        elif not isinstance(digest, int) or not 0 <= digest < 1 << 64:
+            raise InvalidArgument(f"digest={digest!r}; give 64 bits as a whole number")
         with self._lock:
             self._require_writer()
             known = self._digests()
@@ -229,31 +239,31 @@ class Pool:
         """Flush, and merge all segments into one: the quickest to ask."""
         self._require_writer()
         self.settle()
-        self._work(flush=True, merging=False)
-        if len(self._segments) > 1:
-            self._replace(slice(0, len(self._segments)), merge([segment.run for segment in self._segments]))
+        with self._working:
+            self._work(flush=True, merging=False)
+            if len(self._segments) > 1:
+                self._merge(slice(0, len(self._segments)))
 
     def prune(self, max_tokens: int) -> int:
         """Give up the oldest documents until at most `max_tokens` are left; return how many tokens went."""
-        if max_tokens < 0:
-            raise InvalidArgument(f"max_tokens={max_tokens}; give a whole number from 0")
+        _require_whole("max_tokens", max_tokens, 0)
         self._require_writer()
         self.settle()
-        self._work(flush=True, merging=False)
-        before = self.tokens
-        self._give_up(before - max_tokens)
-        return before - self.tokens
+        with self._working:
+            self._work(flush=True, merging=False)
+            return self._give_up(sum(segment.run.tokens for segment in self._segments) - max_tokens)
 
     def close(self) -> None:
         """Flush, and let another writer in. What was handed out stays usable."""
-        if self._closed:
-            return
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
         try:
             if not self.read_only:
                 self.settle()
                 self._work(flush=True, merging=False)
         finally:
-            self._closed = True
             if self._store is not None:
                 self._store.close()
 
@@ -287,8 +297,11 @@ class Pool:
 
         None: the longest suffix that occurs. Ends of documents are left out.
         """
+        if length is not None:
+            _require_whole("length", length, 0)
         snapshot, suffix = self.snapshot(), _checked(context)
-        length = self.longest_match(suffix) if length is None else length
+        if length is None:
+            length = max((interval(view, suffix, 1)[2] for view in snapshot.views), default=0)
         counts: Counter[int] = Counter()
         for run, view in zip(*snapshot, strict=True):
             begin, end, _ = interval(view, suffix, length)
@@ -305,6 +318,7 @@ class Pool:
             if self._store is None or not self.read_only or not self._store.refresh():
                 return False
             self._load_segments()
+            self._known = None
             return True
 
     def verify(self) -> None:
@@ -313,10 +327,13 @@ class Pool:
         Raises:
             PoolDamaged: a file differs. A pool opened with `damaged="skip"` goes on without it.
         """
-        if self._store is not None:
+        if self._store is None:
+            return
+        with self._working:
             self._store.verify()
             with self._lock:
                 self._load_segments()
+                self._known = None
 
     # Calibration: what the grower learnt about this pool, kept beside it.
 
@@ -364,6 +381,7 @@ class Pool:
     def _digests(self) -> set[int]:
         if self._known is None:
             self._known = {int(name) for run in self._runs() for name in run.digests}
+            self._known |= {digest for _, digest in self._pending}
         return self._known
 
     def _require_writer(self) -> None:
@@ -376,16 +394,19 @@ class Pool:
         """Index the documents that wait; small runs are merged here, so that there are never many."""
         run = build([document for document, _ in self._pending], [digest for _, digest in self._pending])
         self._pending, self._waiting = [], 0
-        live = [*self._live, run]
-        # A merge waits for the writing thread, which may hold the older ones.
-        if not self._worker.is_alive() and (some := to_merge([len(run.back) for run in live])):
+        taken, live = self._live[: self._writing], [*self._live[self._writing :], run]
+        if some := to_merge([len(run.back) for run in live]):
             live[some] = [merge(live[some])]
-        self._live = tuple(live)
+        self._live = (*taken, *live)
         self._snapshot = None
 
     def _start_work(self, *, flush: bool) -> None:
-        self._worker = threading.Thread(target=self._try_work, args=(flush,), name="lookahead-pool", daemon=True)
-        self._worker.start()
+        with self._lock:
+            if not self._worker.is_alive():
+                self._worker = threading.Thread(
+                    target=self._try_work, args=(flush,), name="lookahead-pool", daemon=True
+                )
+                self._worker.start()
 
     def _try_work(self, flush: bool) -> None:
         try:
@@ -395,48 +416,87 @@ class Pool:
 
     def _work(self, *, flush: bool, merging: bool) -> None:
         """Write the live index, keep to the limits, merge segments."""
-        if flush:
-            self._write_live()
-            self._give_up(to_give_up(sum(segment.run.tokens for segment in self._segments), self.max_tokens))
-            if self.max_bytes is not None:
-                tokens, nbytes = (sum(getattr(s.run, name) for s in self._segments) for name in ("tokens", "nbytes"))
-                self._give_up(-(-to_give_up(nbytes, self.max_bytes) * tokens // max(nbytes, 1)))
-        while merging and (some := to_merge([len(segment.run.back) for segment in self._segments])):
-            self._replace(some, merge([segment.run for segment in self._segments[some]]))
+        with self._working:
+            if flush:
+                self._write_live()
+                self._keep_to_limits()
+            while merging and (some := to_merge([len(segment.run.back) for segment in self._segments])):
+                self._merge(some)
 
     def _write_live(self) -> None:
         with self._lock:
             if self._pending:
                 self._index_pending()
             runs = self._live
-        if runs:
-            run = runs[0] if len(runs) == 1 else merge(runs)
-            self._replace(slice(len(self._segments), None), run, written=len(runs))
+            self._writing = len(runs)
+        try:
+            if runs:
+                run = runs[0] if len(runs) == 1 else merge(runs)
+                self._replace(slice(len(self._segments), None), run, written=len(runs))
+        finally:
+            self._writing = 0
 
-    def _give_up(self, tokens: int) -> None:
-        """Drop the oldest documents with at least `tokens` tokens together."""
-        while tokens > 0 and self._segments:
+    def _keep_to_limits(self) -> None:
+        self._give_up(to_give_up(sum(segment.run.tokens for segment in self._segments), self.max_tokens))
+        while self.max_bytes is not None:
+            tokens, nbytes = (sum(getattr(s.run, name) for s in self._segments) for name in ("tokens", "nbytes"))
+            if not (gone := to_give_up(nbytes, self.max_bytes)) or not self._segments:
+                break
+            # At least one: what is not of tokens may be all that is too large.
+            self._give_up(max(1, -(-gone * tokens // nbytes)))
+
+    def _merge(self, some: slice, skip: int = 0) -> None:
+        """Merge some segments into one, the `skip` oldest documents left out."""
+        segments = self._segments[some]
+        try:
+            run = merge([segment.run for segment in segments], skip)
+        except ValueError as error:
+            names = ", ".join(segment.entry.name for segment in segments if segment.entry is not None)
+            raise PoolDamaged(
+                f'{names} of {self.path}: {error}; Pool.open("{self.path}", damaged="skip").verify() finds which, and '
+                "goes on without it"
+            ) from error
+        self._replace(some, run)
+
+    def _give_up(self, tokens: int) -> int:
+        """Drop the oldest documents with at least `tokens` tokens together; return how many went."""
+        gone = 0
+        while gone < tokens and self._segments:
             oldest = self._segments[0].run
-            skip = documents_within(oldest, tokens)
-            tokens -= int(oldest.lengths[:skip].sum(dtype=np.int64)) - skip
-            self._replace(slice(0, 1), None if skip == len(oldest.ends) else merge([oldest], skip))
-            self._known = None
+            skip = documents_within(oldest, tokens - gone)
+            gone += int(oldest.lengths[:skip].sum(dtype=np.int64)) - skip
+            if skip == len(oldest.ends):
+                self._replace(slice(0, 1), None)
+            else:
+                self._merge(slice(0, 1), skip)
+            with self._lock:
+                self._known = None
+        return gone
 
     def _replace(self, some: slice, run: Run | None, *, written: int = 0) -> None:
         """Put `run` in the place of some segments, on the disk first; `written` runs of the live index are in it."""
         segments = list(self._segments)
-        new: list[Segment] = [] if run is None else [Segment(run, None)]
-        segments[some] = new
-        if self._store is not None:
-            state = None if self._keep is None else self._keep()
+        segments[some] = [] if run is None else [Segment(run, None)]
+        if self._store is None:
+            self._publish(segments, written)
+            return
+        state, generation = None if self._keep is None else self._keep(), self._store.generation
+        try:
             self._store.commit([segment.entry or _as_segment(segment.run) for segment in segments], state=state)
+        finally:
+            # Also where it failed, or was interrupted, when all was committed already.
+            if self._store.generation > generation:
+                self._publish(None, written)
+
+    def _publish(self, segments: list[Segment] | None, written: int) -> None:
+        """Let others see `segments` (None: what the store holds) and the live index without what is in them."""
         with self._lock:
-            self._live = self._live[written:]
-            if self._store is None:
+            if segments is None:
+                self._load_segments()
+            else:
                 self._segments = tuple(segments)
                 self._snapshot = None
-            else:
-                self._load_segments()
+            self._live, self._writing = self._live[written:], 0
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
@@ -444,7 +504,7 @@ class Pool:
 
 
 def _open(path: Path, read_only: bool, damaged: Literal["raise", "skip"]) -> Store:
-    if read_only or (path.is_dir() and any(path.iterdir())):
+    if read_only or (path.is_dir() and any(file.name not in _BEGUN for file in path.iterdir())):
         return Store.open(path, writable=not read_only, damaged=damaged)
     return Store.create(path, {})
 
@@ -459,9 +519,17 @@ def _as_segment(run: Run) -> NewSegment:
     return NewSegment(run._asdict(), tokens=run.tokens, documents=len(run.ends))
 
 
+def _require_whole(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InvalidArgument(f"{name}={value!r}; give a whole number from {least}")
+
+
 def _checked(tokens: ArrayLike) -> IntArray:
     """Return token ids as an array of our own."""
-    array: NDArray[Any] = np.array(tokens)
+    try:
+        array: NDArray[Any] = np.array(tokens)
+    except ValueError as error:
+        raise InvalidArgument(f"a document is one sequence of token ids: {error}") from error
     if array.size == 0:
         return np.zeros(0, np.int32)
     if array.ndim != 1 or array.dtype.kind not in "iu":
@@ -473,7 +541,7 @@ def _checked(tokens: ArrayLike) -> IntArray:
 
 def combined(pools: Sequence[Pool]) -> Snapshot:
     """Return what several pools hold together, as one."""
-    snapshots = [pool.snapshot() for pool in pools]
+    snapshots = [pool.snapshot() for pool in dict.fromkeys(pools)]
     if len(snapshots) == 1:
         return snapshots[0]
     runs = tuple(run for snapshot in snapshots for run in snapshot.runs)

@@ -67,7 +67,7 @@ def views(runs: Sequence[Run]) -> Records:
 def _loader(kind: Any) -> Any:
     """Return a function for kernels that reads item `index` of an array of `kind` at `address`."""
 
-    @intrinsic
+    @intrinsic  # type: ignore[untyped-decorator]
     def load(_typing: Any, address: Any, index: Any) -> Any:
         def generate(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
             pointer = builder.inttoptr(values[0], context.get_value_type(kind).as_pointer())
@@ -132,7 +132,7 @@ def matched(run, row, suffix, length):  # type: ignore[no-untyped-def]
 
 
 @inner
-def find(run, row, suffix, length, spot):  # type: ignore[no-untyped-def]
+def find_spot(run, row, suffix, length, spot):  # type: ignore[no-untyped-def]
     """Write to `spot` that `suffix` belongs before `row`, and what it has in common with the rows on either side."""
     spot[0], spot[1], spot[2] = row, matched(run, row - 1, suffix, length), matched(run, row, suffix, length)
 
@@ -186,7 +186,7 @@ def _interval(run, suffix, length, bounds):  # type: ignore[no-untyped-def]
     row, n = np.int64(0), suffix.shape[0]
     for i in range(n):
         row = follow(run, row, suffix[n - 1 - i])
-    find(run, row, suffix, n, bounds)
+    find_spot(run, row, suffix, n, bounds)
     above, below, first, end = bounds[1], bounds[2], row, row
     while above >= length and first > 0:
         first -= 1

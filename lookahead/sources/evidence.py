@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lookahead.draft import FloatArray, IntArray
+from lookahead.pool.search import LENGTHS
 from lookahead.sources.kernels import Records, inner, kernel, records
 
 WIDTH = 32
@@ -37,10 +38,15 @@ NEWEST, ONLY, AGE, COUNT, RIVALS = (CONTEXTS + 2 + i for i in range(5))  # in th
 COPIED, DIVERTED, REGAINED = (CONTEXTS + 7 + i for i in range(3))  # by the alignment
 AT_ROOT, DOUBT = CONTEXTS + 10, CONTEXTS + 11  # of the parent: is it the root, and how unlikely was it?
 BY_PAIR, BY_TOKEN, FAVOURITE = (CONTEXTS + 12 + i for i in range(3))  # by the recycled logits
-FIRST_GUEST = CONTEXTS + 15  # one column for each source that is a Python object
+POOL_BLEND = CONTEXTS + 15  # all suffixes in the pools blended
+POOL_ONLY, POOL_COUNT, POOL_RIVALS = (CONTEXTS + 16 + i for i in range(3))  # in the longest that knows it
+FIRST_POOL = CONTEXTS + 19  # by the suffix of each length in the pools
+FIRST_GUEST = FIRST_POOL + LENGTHS.shape[0]  # one column for each source that is a Python object
 GUESTS = 4
 COLUMNS = -(-(FIRST_GUEST + GUESTS) // 16) * 16  # whole vectors of the processor; the last ones stay 0
 
+_CLIP = np.float32(4.0)
+_LOG = np.log(np.arange(1024, dtype=np.float32) + np.float32(0.4))
 _SUREST = np.float32(np.log(999.0))
 
 
@@ -57,11 +63,13 @@ class Evidence(NamedTuple):
 def empty_evidence() -> Evidence:
     """Return room for the successors of one node.
 
-    Fields of a row: the token; its chance by the exact contexts blended and by the recycled logits; 1 + the index of
-    the longest exact context that knows it, the alignment's cell that named it, and 1 + the index of the Python
-    source that did, 0 where none does.
+    Fields of a row: the token; its chance by the exact contexts blended, by the recycled logits, by the pools blended;
+    1 + the index of the longest exact context and of the longest suffix in the pools that knows it, the alignment's
+    cell that named it, and 1 + the index of the Python source that did, 0 where none does.
     """
-    rows = records(WIDTH, token="i4", blend="f4", recycled="f4", longest="i4", cell="i4", guest="i4")
+    rows = records(
+        WIDTH, token="i4", blend="f4", recycled="f4", pool_blend="f4", longest="i4", pooled="i4", cell="i4", guest="i4"
+    )
     return Evidence(
         rows=rows,
         tokens=np.full(WIDTH, -1, np.int32),
@@ -99,7 +107,7 @@ def row_of(evidence, token):  # type: ignore[no-untyped-def]
     row = evidence.rows[n]
     evidence.tokens[n] = token
     row.token, row.blend, row.recycled = token, 0.0, 0.0
-    row.longest, row.cell, row.guest = 0, 0, 0
+    row.longest, row.pooled, row.pool_blend, row.cell, row.guest = 0, 0, 0.0, 0, 0
     evidence.size[0] = n + 1
     return n
 
@@ -121,6 +129,18 @@ def log_odds(chance):  # type: ignore[no-untyped-def]
     if chance > 1.0 - 1e-3:
         return _SUREST
     return np.float32(np.log(chance / (1.0 - chance)))
+
+
+@inner
+def clip(odds):  # type: ignore[no-untyped-def]
+    """Return log-odds from counts, kept where they still tell something."""
+    return -_CLIP if odds < -_CLIP else _CLIP if odds > _CLIP else odds
+
+
+@inner
+def log_count(count):  # type: ignore[no-untyped-def]
+    """Return the logarithm of a count, defined at 0 and not rising above 1023."""
+    return _LOG[count if count < 1023 else 1023]
 
 
 @kernel

@@ -1,8 +1,9 @@
 """One chance from all evidence: logistic mixing with online learning, as in context-mixing compressors (Mahoney 2005).
 
-The weights of a successor are a sum of three sets, picked by the longest context that knows it, by its standing with
-the alignment and by its rank among the recycled logits. They learn from every verified node whose parent was accepted
-and outlive the request.
+The weights of a successor are a sum of six sets, picked by the longest context that knows it, by its standing with the
+alignment, by its rank among the recycled logits, by the longest suffix in the pools that knows it, by the token before
+it and by the token itself. They learn at every accepted node from what followed it, from all successors that were
+considered there, and outlive the request.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lookahead.draft import FloatArray
+from lookahead.pool.search import LENGTHS
 from lookahead.sources.alignment import CELLS
 from lookahead.sources.evidence import (
     BLEND,
@@ -24,16 +26,26 @@ from lookahead.sources.evidence import (
     FIRST_EDIT,
     FIRST_GUEST,
     GUESTS,
+    POOL_BLEND,
     REGAINED,
 )
 from lookahead.sources.kernels import inner, inner_sum
 
-_ALIGNMENTS, _RANKS = 24, 4
+SETS = 6
+"""Sets of weights that are added up for one successor."""
+
+_ALIGNMENTS, _RANKS, _POOLED, _TOKENS = 24, 4, 3 * (LENGTHS.shape[0] + 1), 1 << 12
 _SECOND = EXACT.shape[0] + 1
 _THIRD = _SECOND + _ALIGNMENTS
-_RATE, _SLOWEST = np.float32(0.2), np.float32(5000.0)
+_FOURTH = _THIRD + _RANKS
+_FIFTH = _FOURTH + _POOLED
+_SIXTH = _FIFTH + _TOKENS
+_RATE, _SLOWEST = np.float32(0.05), np.float32(5000.0)
 _MEMORY = 250.0  # trials after which old ones fade
 _WIDEST = np.float32(8.0)  # log-odds
+
+
+_LAYOUT = b"mixer 1\n"  # of what is saved; another number for another meaning of sets or columns
 
 
 class Weights(NamedTuple):
@@ -46,42 +58,72 @@ class Weights(NamedTuple):
 
 def fresh_weights() -> Weights:
     """Return weights that trust the blend of the exact contexts, and where there is none, the other sources."""
-    w = np.zeros((_THIRD + _RANKS, COLUMNS), np.float32)
+    w = np.zeros((_SIXTH + _TOKENS, COLUMNS), np.float32)
     w[1:_SECOND, BLEND] = 1.0
+    w[1:_SECOND, POOL_BLEND] = 0.2
     w[1:_SECOND, BY_PAIR] = 0.3
     w[0, BLEND] = 0.1
     w[1:_SECOND, FIRST_GUEST : FIRST_GUEST + GUESTS] = 0.5
     w[0, [COPIED, REGAINED, BY_PAIR, *range(FIRST_GUEST, FIRST_GUEST + GUESTS)]] = 1.0
+    w[0, POOL_BLEND] = 0.9
     w[0, BY_TOKEN] = 0.3
     trials = np.tile(np.array([1.0, 2.0], np.float32), (CELLS, 1))
     return Weights(w, np.ones_like(w), trials)
 
 
+def save(weights: Weights) -> bytes:
+    """Return what `restore` reads."""
+    return _LAYOUT + b"".join(array.astype("<f4").tobytes() for array in weights)
+
+
+def restore(weights: Weights, saved: bytes) -> bool:
+    """Set `weights` to saved ones; return False and leave them if another version of this file saved those."""
+    if not saved.startswith(_LAYOUT) or len(saved) != len(_LAYOUT) + sum(array.nbytes for array in weights):
+        return False
+    at = len(_LAYOUT)
+    for array in weights:
+        array[:] = np.frombuffer(saved, "<f4", array.size, at).reshape(array.shape)
+        at += array.nbytes
+    return True
+
+
 @inner
-def choose_sets(evidence, j, alignment):  # type: ignore[no-untyped-def]
-    """Return the three sets of weights for successor j; `alignment` is the state of the node's place."""
+def choose_sets(evidence, j, alignment, before, sets):  # type: ignore[no-untyped-def]
+    """Write to `sets` which weights successor j uses.
+
+    Args:
+        alignment: the state of the node's place.
+        before: the node's token.
+    """
     row, x, edit, rank = evidence.rows[j], evidence.x[j], 0, 0
     if evidence.absent[FIRST_EDIT] != 0.0:
         edit = 1 if x[FIRST_EDIT] > 0.0 else 2
     if evidence.absent[BY_PAIR] != 0.0 or evidence.absent[BY_TOKEN] != 0.0:
         rank = 1 if row.recycled == 0.0 else 2 if x[FAVOURITE] > 0.0 else 3
-    return row.longest, _SECOND + (alignment * 2 + (row.cell > 0)) * 3 + edit, _THIRD + rank
+    shorter = 0 if row.longest == 0 else 1 if row.longest <= row.pooled else 2
+    sets[0] = row.longest
+    sets[1] = _SECOND + (alignment * 2 + (row.cell > 0)) * 3 + edit
+    sets[2] = _THIRD + rank
+    sets[3] = _FOURTH + row.pooled * 3 + shorter
+    sets[4] = _FIFTH + (before & (_TOKENS - 1))
+    sets[5] = _SIXTH + (row.token & (_TOKENS - 1))
 
 
 @inner
 def chance_of(weights, x, sets):  # type: ignore[no-untyped-def]
     """Return the chance that the evidence `x` gives, strictly between 0 and 1."""
-    z = _weigh(weights.w[sets[0]], weights.w[sets[1]], weights.w[sets[2]], x)
+    w = weights.w
+    z = _weigh(w[sets[0]], w[sets[1]], w[sets[2]], w[sets[3]], w[sets[4]], w[sets[5]], x)
     # Far enough out that the error there moves nothing.
     z = _WIDEST if z > _WIDEST else -_WIDEST if z < -_WIDEST else z
     return np.float32(1.0) / (np.float32(1.0) + np.exp(-z))
 
 
 @inner_sum
-def _weigh(first, second, third, x):  # type: ignore[no-untyped-def]
+def _weigh(a, b, c, d, e, f, x):  # type: ignore[no-untyped-def]
     z = np.float32(0.0)
     for i in range(COLUMNS):
-        z += (first[i] + second[i] + third[i]) * x[i]
+        z += (a[i] + b[i] + c[i] + d[i] + e[i] + f[i]) * x[i]
     return z
 
 
@@ -89,7 +131,8 @@ def _weigh(first, second, third, x):  # type: ignore[no-untyped-def]
 def learn(weights, x, sets, cell, hit):  # type: ignore[no-untyped-def]
     """Move the weights towards what happened to one node."""
     error = np.float32(hit) - chance_of(weights, x, sets)
-    for s in sets:
+    for k in range(SETS):
+        s = sets[k]
         for i in range(COLUMNS):
             gradient = error * x[i]
             if gradient != 0.0:

@@ -26,8 +26,10 @@ from lookahead.sources.evidence import (
     RIVALS,
     SPARSE,
     WRITTEN,
+    clip,
     deny,
     find,
+    log_count,
     row_of,
 )
 from lookahead.sources.kernels import Records, inner, kernel, records
@@ -39,8 +41,6 @@ _MIX = 0x2545F4914F6CDD1D
 _SPREAD = 0x1F83D9ABFB41BD6B
 _MOST = 24  # successors kept of a context; one more takes the place of the one seen longest ago
 _COPIED = 5  # index of the shortest exact context that may start a copy
-_CLIP = np.float32(4.0)
-_LOG = np.log(np.arange(1024, dtype=np.float32) + np.float32(0.4))
 
 
 class Index(NamedTuple):
@@ -292,14 +292,14 @@ def _ask_context(index, first, k, rest, names, evidence):  # type: ignore[no-unt
         record = index.successors[record].next
     escape = 0.5 * distinct / (total + 1.0 + 0.5 * distinct)
     share = np.float32(rest * (1.0 - escape) / (total + 1.0))
-    deny(evidence, k, _clip(_log(0) - _log(total)))
+    deny(evidence, k, clip(log_count(0) - log_count(total)))
     record, age = first, 0
     while record >= 0:
         successor = index.successors[record]
         j = row_of(evidence, successor.token) if names else find(evidence, successor.token)
         if j >= 0:
             row, count = evidence.rows[j], successor.count
-            evidence.x[j, k] = _clip(_log(count) - _log(total - count))
+            evidence.x[j, k] = clip(log_count(count) - log_count(total - count))
             if k < FIRST_SPARSE:
                 # The newest successor counts once more.
                 row.blend += share * np.float32(count + (age == 0))
@@ -315,14 +315,4 @@ def _ask_context(index, first, k, rest, names, evidence):  # type: ignore[no-unt
 def _describe(x, age, count, distinct):  # type: ignore[no-untyped-def]
     x[NEWEST] = age == 0
     x[ONLY] = distinct == 1
-    x[AGE], x[COUNT], x[RIVALS] = _log(age), _log(count), _log(distinct)
-
-
-@inner
-def _clip(odds):  # type: ignore[no-untyped-def]
-    return -_CLIP if odds < -_CLIP else _CLIP if odds > _CLIP else odds
-
-
-@inner
-def _log(count):  # type: ignore[no-untyped-def]
-    return _LOG[count if count < 1023 else 1023]
+    x[AGE], x[COUNT], x[RIVALS] = log_count(age), log_count(count), log_count(distinct)

@@ -7,10 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lookahead.draft import FloatArray, IntArray
+from lookahead.draft import IntArray
 from lookahead.sources.alignment import FIELDS
-from lookahead.sources.evidence import COLUMNS
-from lookahead.sources.kernels import Records, inner, records
+from lookahead.sources.kernels import Records, inner, kernel, records
 
 
 class Tree(NamedTuple):
@@ -19,7 +18,6 @@ class Tree(NamedTuple):
     nodes: Records  # [N] see `empty_tree`
     place: NDArray[np.int64]  # [N, FIELDS] alignment of the nodes
     items: Records  # [N] see `empty_tree`
-    x: FloatArray  # [N, COLUMNS] evidence of the items
     queue: IntArray  # [N] waiting items, the likeliest last
     used: NDArray[np.int64]  # [3] see below
 
@@ -31,16 +29,14 @@ def empty_tree(budget: int) -> Tree:
     """Return room for `budget` nodes below the root.
 
     A node and an item (a successor that waits) hold their token, parent, weight and source, and `chance`, the product
-    of weights from the root. A node also knows its depth and the item it was; an item what the mixer needs to learn:
-    the sets of weights that it used and the alignment's cell.
+    of weights from the root. A node also knows its depth.
     """
     n = budget + 1
     common = {"token": "i4", "parent": "i4", "weight": "f4", "chance": "f4", "source": "u1"}
     return Tree(
-        nodes=records(n, **common, depth="i4", item="i4"),
+        nodes=records(n, **common, depth="i4"),
         place=np.zeros((n, FIELDS), np.int64),
-        items=records(n, **common, set1="i4", set2="i4", set3="i4", cell="i4"),
-        x=np.zeros((n, COLUMNS), np.float32),
+        items=records(n, **common),
         queue=np.zeros(n, np.int32),
         used=np.zeros(3, np.int64),
     )
@@ -51,7 +47,7 @@ def plant(tree, token, place):  # type: ignore[no-untyped-def]
     """Begin a tree with the root alone; `place` is its alignment."""
     root = tree.nodes[0]
     root.token, root.parent, root.weight, root.chance, root.source = token, -1, 1.0, 1.0, 0
-    root.depth, root.item = 0, -1
+    root.depth = 0
     for i in range(FIELDS):
         tree.place[0, i] = place[i]
     tree.used[NODES], tree.used[WAITING], tree.used[ITEMS] = 1, 0, 0
@@ -113,13 +109,13 @@ def take(tree):  # type: ignore[no-untyped-def]
     new, item = tree.nodes[node], tree.items[at]
     new.token, new.parent, new.source = item.token, item.parent, item.source
     new.weight, new.chance = item.weight, item.chance
-    new.depth, new.item = tree.nodes[item.parent].depth + 1, at
+    new.depth = tree.nodes[item.parent].depth + 1
     tree.used[NODES] = node + 1
     return node
 
 
-@inner
-def locate(tree, tokens, parents, nodes):  # type: ignore[no-untyped-def]
+@kernel
+def match_nodes(tree, tokens, parents, nodes):  # type: ignore[no-untyped-def]
     """Fill `nodes` with the node of `tree` that each verified node was, -1 for another drafter's."""
     nodes[0] = 0
     for i in range(1, tokens.shape[0]):
