@@ -18,6 +18,8 @@ from lookahead.drafter import Drafter
 from lookahead.errors import InvalidArgument
 from lookahead.families import require_supported
 from lookahead.grow import Grower
+from lookahead.memory import Memory, PoolLike, Remember
+from lookahead.pool.pool import Pool
 from lookahead.progress import Contexts, Progress, Records, Stops
 from lookahead.request import (
     ids_mask,
@@ -48,12 +50,18 @@ class Lookahead:
         drafter: proposes the drafts; by default a `Grower` over `sources`.
         sources: names or objects of what the default drafter asks; not together with `drafter`.
         nodes: drafted nodes a row may spend a pass; 0 is plain decoding.
+        pool: n-grams that outlive requests: a `Pool`, its directory (made if it is not there), or several of either,
+            which are asked together.
+        remember: what is added to the first pool when a request has ended: "output" (what was generated), "all" (the
+            prompt too), or None for nothing.
 
     Raises:
-        InvalidArgument: `nodes` is not a whole number in [0, 4096], or `drafter` is no `Drafter`.
+        InvalidArgument: `nodes` is not a whole number in [0, 4096], `drafter` is no `Drafter`, …
+        PoolError: the pool is of another tokenizer, has another writer, or is damaged; see `Pool`.
         UnsupportedModel: the model's architecture is not served.
 
     Attributes:
+        pools: what it drafts from.
         last: what the latest call of `generate()` did (`Run`), or None.
 
     >>> la = Lookahead(model, nodes=32)
@@ -68,6 +76,8 @@ class Lookahead:
         drafter: Drafter | None = None,
         sources: Sequence[Any] | None = None,
         nodes: int = 32,
+        pool: PoolLike | Sequence[PoolLike] | None = None,
+        remember: Remember = "output",
     ) -> None:
         if not isinstance(model, GenerationMixin):
             raise InvalidArgument(
@@ -80,11 +90,29 @@ class Lookahead:
             raise InvalidArgument(f"drafter is a {type(drafter).__name__}; derive it from lookahead.Drafter")
         if drafter is not None and sources is not None:
             raise InvalidArgument("sources belong to the default drafter; give either drafter or sources")
+        if drafter is not None and pool is not None:
+            raise InvalidArgument("a pool belongs to the default drafter; give either drafter or pool")
         require_supported(model, prompt=1, longest=1)
         self.model, self.tokenizer, self.nodes = model, tokenizer, nodes
         options: dict[str, Any] = {} if sources is None else {"sources": sources}
-        self.drafter = drafter or Grower(vocab_size=int(model.config.vocab_size), **options)
+        self._memory = Memory(pool, tokenizer, remember)
+        self.drafter = drafter or Grower(vocab_size=int(model.config.vocab_size), pools=self.pools, **options)
         self.last: Run | None = None
+
+    @property
+    def pools(self) -> tuple[Pool, ...]:
+        """The pools that it drafts from."""
+        return self._memory.pools
+
+    def close(self) -> None:
+        """Write and close the pools whose directories were given. Done by itself when the process ends in order."""
+        self._memory.close()
+
+    def __enter__(self) -> Lookahead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **arguments: Any) -> Any:
         """Return what `model.generate(inputs, generation_config, **arguments)` returns; see `lookahead.generate`."""
@@ -133,6 +161,7 @@ class Lookahead:
         if model is not self.model:
             raise InvalidArgument("this Lookahead was made for another model object; make one for this model")
         config, cache = generation_config, model_kwargs.get("past_key_values")
+        self._memory.check()
         refuse_modes(config)
         refuse_inputs(model_kwargs)
         refuse_sharding(model)
@@ -204,6 +233,7 @@ class Lookahead:
         try:
             with self.model._optimize_model_for_decode():
                 decoder.run(logits)
+            self._memory.add([(contexts.view(row, 0), progress.generated(row)) for row in range(progress.rows)])
         finally:
             sampler.finish(progress.settled)
             if give_back:
@@ -220,6 +250,8 @@ def generate(
     drafter: Drafter | None = None,
     sources: Sequence[Any] | None = None,
     nodes: int = 32,
+    pool: PoolLike | Sequence[PoolLike] | None = None,
+    remember: Remember = "output",
     **arguments: Any,
 ) -> Any:
     """Return exactly what `model.generate(inputs, **arguments)` returns, sooner.
@@ -232,10 +264,10 @@ def generate(
         model: a causal language model of a served family.
         inputs: [B, L] token ids, as for `model.generate()`; or give `input_ids=`.
         generation_config: as for `model.generate()`.
-        drafter, sources, nodes: see `Lookahead`.
+        drafter, sources, nodes, pool, remember: see `Lookahead`; a pool given as a directory is closed at the end.
 
     >>> lookahead.generate(model, **tokenizer("def add(", return_tensors="pt"), max_new_tokens=64)
     """
-    return Lookahead(model, drafter=drafter, sources=sources, nodes=nodes).generate(
-        inputs, generation_config, **arguments
-    )
+    options: dict[str, Any] = {"drafter": drafter, "sources": sources, "nodes": nodes}
+    with Lookahead(model, arguments.get("tokenizer"), pool=pool, remember=remember, **options) as lookahead:
+        return lookahead.generate(inputs, generation_config, **arguments)

@@ -144,6 +144,7 @@ class Progress:
         self._going = self.rows
         self._ahead = max(1, min(MAX_AHEAD, KEPT // max(column_size, 1)))
         self._waits_at_eos = [False] * self.rows
+        self._ends: list[int | None] = [None] * self.rows
 
     @property
     def padding(self) -> int:
@@ -184,6 +185,12 @@ class Progress:
     def new_tokens(self, row: int, start: int) -> NDArray[np.int64]:
         """Return what `row` generated from column `start` on."""
         return self._ids[row, self._prompt + start : self._prompt + self.length[row]].copy()
+
+    def generated(self, row: int) -> IntArray:
+        """Return what `row` generated, padding left out."""
+        end = self._ends[row]
+        columns = self.settled if end is None else end
+        return self._ids[row, self._prompt : self._prompt + columns].astype(np.int32)
 
     def ids(self, columns: int) -> Tensor:
         """Return a copy, [B, P + columns], on the device of the prompt; a row that is not that far shows any token."""
@@ -230,6 +237,7 @@ class Progress:
     def _finish(self, row: int) -> None:
         """End `row` with the column just settled; what it picked beyond becomes padding."""
         self.unfinished[row] = False
+        self._ends[row] = self.settled
         self._going -= 1
         self._waits_at_eos[row] = False
         if self._stops.pads:

@@ -22,7 +22,7 @@ from transformers import DynamicCache, WatermarkingConfig
 from users import CRITERIA, PROCESSORS, Recording, prefix_allowed
 
 import lookahead
-from lookahead import Grower, Lookahead, Step
+from lookahead import Grower, Lookahead, Pool, Step
 
 LIMITS = {
     "all_nodes": ["lookahead.sampling.ALL_NODES_LIMIT"],
@@ -48,7 +48,8 @@ class Case:
         embeds: "no", "alone" (inputs_embeds only), "with ids".
         cache: "own", "user" (a DynamicCache of the user's), "full" or "new" (a second turn on it, given all ids or only
             the new ones).
-        drafter: "oracle", "relay" (an oracle of one row at a time), "adversary", or the grower's sources joined by "+".
+        drafter: "oracle", "relay" (an oracle of one row at a time), "adversary", or the grower's sources joined by "+";
+            with "pool" among them, to a pool that knows the answer the answers are added in turn.
         error: of the oracle.
         door: "function", "object", "custom" (model.generate(custom_generate=la)).
         calls: how often the same `Lookahead` runs the case, each time with another seed.
@@ -120,7 +121,7 @@ def assert_exact(case: Case) -> Result:
         for call in range(case.calls):
             once = replace(case, seed=case.seed + call)
             plain = run(once, model.generate)
-            la = la or Lookahead(model, drafter=drafter(once, plain), nodes=case.nodes, tokenizer=None)
+            la = la or lookahead_of(once, model, plain)
             la.drafter = drafter(once, plain) if case.drafter in ("oracle", "relay", "adversary") else la.drafter
             result = run(once, door(once, model, la), la)
             found = difference(plain, result)
@@ -174,6 +175,22 @@ def door(case: Case, model: Any, la: Lookahead) -> Callable[..., Any]:
             return lookahead.generate(model, nodes=case.nodes, **arguments)
 
     return function
+
+
+def lookahead_of(case: Case, model: Any, plain: Result) -> Lookahead:
+    """Return the `Lookahead` of `case`; one that asks a pool also adds to it."""
+    if "pool" not in case.drafter.split("+"):
+        return Lookahead(model, drafter=drafter(case, plain), nodes=case.nodes)
+    return Lookahead(model, sources=case.drafter.split("+"), pool=pool_of(case, plain), nodes=case.nodes)
+
+
+def pool_of(case: Case, plain: Result) -> Pool:
+    """Return a pool that knows the answer, with a wrong token here and there."""
+    pool, draw = Pool(live_tokens=64, max_tokens=4096), random.Random(case.seed)
+    for row in [] if plain.error is not None else plain.sequences.tolist():
+        for _ in range(3):
+            pool.add([draw.randrange(VOCAB) if draw.random() < case.error / 2 else token for token in row])
+    return pool
 
 
 def drafter(case: Case, plain: Result) -> Any:
@@ -384,6 +401,7 @@ BATTERY = (
     replace(_BATCH, seed=9, sample=True, processors=("Crowd",), eos=(4, 9, 17), output="ids"),
     replace(_BATCH, family="gpt_neox", seed=10, options=_NO_REPEATS, drafter="oracle"),
     Case(family="qwen3_moe", seed=11, rows=2, sample=True, cache="full", drafter="prompt+recycle"),
+    replace(_BATCH, family="llama", seed=12, new=32, sample=True, eos=(1, 7), drafter="prompt+pool"),
     Case(
         family="mixtral", seed=13, rows=3, new=32, sample=True, stop_strings=("e", "9", "q"), drafter="relay", error=0.0
     ),

@@ -76,7 +76,7 @@ LIMIT = {
     "block": st.integers(1, 4),
 }
 STOP_STRINGS = ((), (), (), ("a",), ("th", "9"), ("ab", "ca", "e"))
-DRAFTERS = ("oracle", "oracle", "relay", "adversary", "prompt", "recycle", "prompt+recycle")
+DRAFTERS = ("oracle", "oracle", "relay", "adversary", "prompt", "pool", "prompt+pool+recycle")
 
 
 @st.composite
@@ -289,7 +289,7 @@ def test_pure_processors_run_on_all_nodes_at_once_or_on_the_path_alone(limit: in
 
 
 def test_drafters_learn_and_their_drafts_are_accepted() -> None:
-    for sources in ("prompt", "recycle", "prompt+recycle"):
+    for sources in ("prompt", "recycle", "pool", "prompt+pool+recycle"):
         result = assert_exact(Case(family="gpt2", new=40, drafter=sources, calls=3, nodes=16))
         assert result.last.tokens_per_pass > 1.2, sources
 

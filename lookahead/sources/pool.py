@@ -14,7 +14,18 @@ from numpy.typing import NDArray
 from lookahead.draft import FloatArray, IntArray
 from lookahead.pool.search import LENGTHS, Heard, descend, empty_heard, find_spot, follow, hush, listen, views
 from lookahead.pool.sort import DEPTH
-from lookahead.sources.evidence import FIRST_POOL, POOL_BLEND, POOL_COUNT, POOL_ONLY, POOL_RIVALS, clip, deny, log_count, log_odds, row_of
+from lookahead.sources.evidence import (
+    FIRST_POOL,
+    POOL_BLEND,
+    POOL_COUNT,
+    POOL_ONLY,
+    POOL_RIVALS,
+    clip,
+    deny,
+    log_count,
+    log_odds,
+    row_of,
+)
 from lookahead.sources.kernels import Records, inner
 
 _NONE = np.zeros(0, np.int32)
