@@ -1,4 +1,4 @@
-"""The command line: `lookahead demo` and `lookahead generate`."""
+"""The command line: `lookahead demo`, `lookahead generate` and `lookahead pool`."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 DIFFERS, BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141
 DEMO_SECONDS = 70.0  # no round that would end later, counted from the start of the command, is begun
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+POOL_ACTIONS = (["build"], ["add"], ["info"], ["prune"])
 Say = Callable[[str], None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0 done, 1 outputs differ, 2 bad input, 130 interrupted."""
+    """Run a command and return its exit code: 0 done, 1 outputs differ or a pool is damaged, 2 bad input, 130
+    interrupted."""
     try:
         _tolerate(sys.stdout)
         code = _run(sys.argv[1:] if argv is None else list(argv))
@@ -50,11 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    asks_nothing = argv in ([], ["generate"])
+    asks_nothing = argv in ([], ["generate"], ["pool"]) or (argv[0] == "pool" and argv[1:] in POOL_ACTIONS)
     try:
         args = parser().parse_args([*argv, "--help"] if asks_nothing else argv)
     except SystemExit as stop:  # after help or version
         return BAD_INPUT if asks_nothing else int(stop.code or 0)
+    if args.command == "pool":
+        from lookahead.pool.command import run
+
+        return run(args)
     return demo(args) if args.command == "demo" else generate(args)
 
 

@@ -163,6 +163,25 @@ class Checkpoint:
         return f"cannot load its {what}: {_reason(error)}"
 
 
+def read_tokenizer(name: str) -> Any:
+    """Return the tokenizer of `--tokenizer`: a tokenizer.json, or a directory that holds a saved tokenizer."""
+    path, fix = Path(name).expanduser(), "give a tokenizer.json, or a directory with a saved tokenizer"
+    if not name or not path.exists():
+        raise InvalidInput(f"--tokenizer {name}: no such file or directory; {fix}")
+    from tokenizers import Tokenizer
+
+    try:
+        if path.is_file():
+            return Tokenizer.from_file(str(path))
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # of a file that is not what it should be, nearly anything
+        if (path / "tokenizer.json").exists():  # beside the config of a model that transformers does not know
+            return read_tokenizer(str(path / "tokenizer.json"))
+        raise InvalidInput(f"--tokenizer {name}: no tokenizer that can be loaded ({_reason(error)}); {fix}") from error
+
+
 def _reason(error: BaseException) -> str:
     """Return an error in one sentence."""
     if isinstance(error, OSError) and error.strerror:

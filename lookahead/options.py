@@ -20,7 +20,7 @@ class _Parser(argparse.ArgumentParser):
         raise InvalidInput(f"{message.removeprefix('argument ')} (see {self.prog} --help)")
 
 
-def _number(kind: type, fits: Callable[[Any], bool], wanted: str) -> Callable[[str], Any]:
+def _number(kind: Callable[[str], Any], fits: Callable[[Any], bool], wanted: str) -> Callable[[str], Any]:
     """Return a reader of option values that names what is wanted."""
 
     def read(text: str) -> Any:
@@ -35,18 +35,31 @@ def _number(kind: type, fits: Callable[[Any], bool], wanted: str) -> Callable[[s
     return read
 
 
+def _name(text: str) -> str:
+    if not text.strip("."):
+        raise argparse.ArgumentTypeError(f"{text!r} is no field; give its name, such as output or message.content")
+    return text
+
+
 def _filled(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("an empty string is everywhere; give some text to stop at")
     return text
 
 
+def _whole(text: str) -> int:
+    """Read a whole number that may end in k, M or G: thousands, millions, billions."""
+    power = {"k": 1, "m": 2, "g": 3}.get(text[-1:].lower(), 0)
+    return int(text[:-1] if power else text) * int(1000**power)
+
+
 _COUNT = _number(int, lambda n: n >= 1, "a whole number of 1 or more")
+_SIZE = _number(_whole, lambda n: n >= 1, "a whole number of 1 or more, such as 500000, 500k, 20M or 1G")
 _NODES = _number(int, lambda n: 0 <= n <= MAX_NODES, f"a whole number from 0 (plain decoding) to {MAX_NODES}")
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of `lookahead`; `command` of what it parses is "demo" or "generate"."""
+    """Return the parser of `lookahead`; `command` of what it parses is "demo", "generate" or "pool", with `action`."""
     top = _Parser(
         prog="lookahead",
         description="Exact lookahead decoding: the same tokens as generate(), sooner.",
@@ -57,6 +70,9 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(metavar="COMMAND", dest="command", required=True)
     _add_demo(commands.add_parser("demo", help="compare with plain decoding on the bundled model", allow_abbrev=False))
     _add_generate(commands.add_parser("generate", help="write on from a prompt", allow_abbrev=False))
+    _add_pool(
+        commands.add_parser("pool", help="keep n-grams of a corpus on the disk to draft from", allow_abbrev=False)
+    )
     return top
 
 
@@ -120,3 +136,54 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
     add("--repetition-penalty", type=positive, metavar="X", help="above 1: fewer repetitions")
     seed = _number(int, lambda n: 0 <= n < 2**64, "a whole number from 0 to 2^64 - 1")
     add("--seed", type=seed, metavar="N", help="the same seed draws the same text, also with --plain")
+
+
+def _add_pool(parser: argparse.ArgumentParser) -> None:
+    parser.description = "A pool holds the n-grams of a corpus and of earlier answers in a directory, to draft from."
+    parser.epilog = "for example: lookahead pool build my-pool --from src data.jsonl.gz --field output --model demo"
+    actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
+    build = actions.add_parser("build", help="fill a pool from files and directories", allow_abbrev=False)
+    build.description = (
+        "Read files and directories into a pool, made if it is not there. Code, text and JSON are one document a file, "
+        "JSON lines (.jsonl, .ndjson) one a line; all may be compressed (.gz). What is in the pool is not read twice: "
+        "the same command goes on where an earlier one was stopped, and later adds what has changed."
+    )
+    build.add_argument("directory", metavar="DIR", help="the pool")
+    build.add_argument(
+        "--from", dest="paths", nargs="+", action="extend", required=True, metavar="PATH", help="files, directories"
+    )
+    _add_reading(build)
+    build.add_argument(
+        "--max-tokens", type=_SIZE, metavar="N", help="limit, kept with the pool; the oldest leave first (default 200M)"
+    )
+    build.add_argument("--quiet", action="store_true", help="write nothing but errors")
+    add = actions.add_parser("add", help="add files to a pool", allow_abbrev=False)
+    add.description = "Add files to a pool that is there, read as `lookahead pool build` reads them."
+    add.add_argument("directory", metavar="DIR", help="the pool")
+    add.add_argument("paths", nargs="+", metavar="FILE", help="files; - is standard input, one document")
+    _add_reading(add)
+    add.add_argument("--quiet", action="store_true", help="write nothing but errors")
+    info = actions.add_parser("info", help="say what a pool holds, and whether it is whole", allow_abbrev=False)
+    info.description = "Say what a pool holds; exit code 1 where something is damaged. A writer may have it open."
+    info.add_argument("directory", metavar="DIR", help="the pool")
+    info.add_argument("--json", action="store_true", help="write it as JSON")
+    info.add_argument("--verify", action="store_true", help="read every byte; without it, a sample of a large pool")
+    prune = actions.add_parser("prune", help="drop what is oldest, or damaged", allow_abbrev=False)
+    prune.description = "Drop the oldest documents of a pool, or its damaged files, for good."
+    prune.add_argument("directory", metavar="DIR", help="the pool")
+    rest = _number(_whole, lambda n: n >= 0, "a whole number, such as 500000, 500k or 20M; 0 drops all")
+    prune.add_argument("--max-tokens", type=rest, metavar="N", help="keep the youngest documents up to N tokens")
+    prune.add_argument("--damaged", action="store_true", help="read every byte, and drop the files that are damaged")
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    """Add what says how documents are read and tokenized."""
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--tokenizer", metavar="PATH", help="a tokenizer.json, or a directory with a saved tokenizer")
+    which.add_argument("--model", metavar="NAME", help="the tokenizer of a model: a directory, a Hub name, or demo")
+    add = parser.add_argument_group("reading").add_argument
+    add("--field", type=_name, metavar="NAME", help="of each JSON line take this field; a.b is the field b of a")
+    many: dict[str, Any] = {"nargs": "+", "action": "extend", "default": [], "metavar": "GLOB"}
+    add("--include", **many, help="only files that fit: '*.py' by name, 'src/*.py' by path below the directory")
+    add("--exclude", **many, help="no files and directories that fit (hidden ones and caches are never walked into)")
+    add("--max-file-bytes", type=_SIZE, metavar="N", help="skip documents that are larger (default: 16 MiB)")

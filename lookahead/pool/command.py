@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -56,6 +57,10 @@ def _problem(error: LookaheadError) -> str:
 
 def build(args: argparse.Namespace) -> int:
     """Read files and directories into a pool."""
+    if own := [path for path in args.paths if os.path.realpath(path) == os.path.realpath(args.directory)]:
+        raise InvalidInput(
+            f"--from {own[0]}: that is DIR, where the pool is to be; give the pool a directory of its own"
+        )
     corpus = _corpus(args, args.paths)
     if not corpus.sources:
         raise _nothing(corpus, "there is no file to read")
@@ -89,14 +94,15 @@ def _fill(args: argparse.Namespace, pool: Pool, corpus: Corpus, documents: Any, 
             progress.say("writing")
             with undivided():
                 pool.flush()
-            if args.action == "build" and pool.tokens <= COMPACTED:
+            if args.action == "build" and len(pool.segments) > 1 and pool.tokens <= COMPACTED:
                 progress.say("merging")
                 pool.compact()
             pool.settle()
     except KeyboardInterrupt:
+        print("\nlookahead: stopping; what was added is being written", file=sys.stderr, flush=True)
         pool.close()
         said = f"{plural(tally.documents, 'document')} ({tally.tokens:,} tokens) were added and are in {args.directory}"
-        print(f"\nlookahead: interrupted; {said}; the same command goes on from there", file=sys.stderr)
+        print(f"lookahead: interrupted; {said}; the same command goes on from there", file=sys.stderr)
         return INTERRUPTED
     if not tally.documents and not tally.known:
         raise _nothing(corpus, "no document could be used")
@@ -108,7 +114,7 @@ def _fill(args: argparse.Namespace, pool: Pool, corpus: Corpus, documents: Any, 
 def _summary(args: argparse.Namespace, pool: Pool, corpus: Corpus, tally: Tally, before: int, seconds: float) -> str:
     entries = [segment.entry for segment in pool.segments if segment.entry is not None]
     gone = before + tally.tokens - pool.tokens
-    took = f"{seconds:.1f} s, {rate(tally.tokens, seconds)}"
+    took = f"{seconds:.1f} s" + (f", {rate(tally.tokens, seconds)}" if tally.tokens else "")
     oldest = f"{gone:,} tokens of the oldest documents: the pool's limit is {pool.max_tokens:,} (--max-tokens)"
     return rows(
         [
@@ -151,12 +157,14 @@ def _tokenizer(args: argparse.Namespace) -> Any:
 def _opened(directory: str, *, make: bool, **options: Any) -> Pool:
     from lookahead.pool.pool import Pool
 
+    if Path(directory).is_file():
+        raise InvalidInput(f"{directory} is a file; give a directory for the pool")
     try:
         return (Pool if make else Pool.open)(directory, live_tokens=LIVE, **options)
-    except PoolNotFound as error:
+    except PoolNotFound:
         if not make:
             raise
-        raise PoolNotFound(f"{directory} holds files but no pool; give a new directory, or an empty one") from error
+        raise InvalidInput(f"{directory} holds files but no pool; give a new directory, or an empty one") from None
 
 
 def _require_pool(directory: str) -> None:

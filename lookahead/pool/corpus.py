@@ -67,8 +67,10 @@ class Skipped:
         ['1 binary: a.png']
         """
         counted = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
-        more = {reason: ", …" if count > NAMED else "" for reason, count in counted}
-        return [f"{count:,} {reason}: {', '.join(self.names[reason])}{more[reason]}" for reason, count in counted]
+        return [
+            f"{count:,} {reason}: {', '.join(map(_short, self.names[reason]))}{', …' if count > NAMED else ''}"
+            for reason, count in counted
+        ]
 
 
 class Source(NamedTuple):
@@ -301,6 +303,12 @@ def shown(path: str | os.PathLike[str]) -> str:
     """Return a file name that any terminal can show."""
     name = os.fsencode(path).decode(errors="replace")
     return "".join(letter if letter.isprintable() else "?" for letter in name)
+
+
+def _short(name: str) -> str:
+    """Return the end of a long path."""
+    parts = name.rsplit("/", 3)
+    return name if len(parts) < 4 or len(parts[0]) < 12 else "/".join(["…", *parts[1:]])
 
 
 def _at(value: Any, field: str) -> Any:

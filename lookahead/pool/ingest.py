@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lookahead.draft import IntArray
+from lookahead.errors import InvalidInput
 from lookahead.pool.corpus import Document, Skipped
 from lookahead.pool.pool import Pool
 
@@ -103,7 +104,11 @@ def encoder(tokenizer: Any) -> Callable[[Sequence[str]], list[IntArray]]:
 
     def encode(texts: Sequence[str]) -> list[IntArray]:
         parts = [pieces(text) for text in texts]
-        encoded = iter(backend.encode_batch_fast([piece for some in parts for piece in some], add_special_tokens=False))
+        every = [piece for some in parts for piece in some]
+        try:
+            encoded = iter(backend.encode_batch_fast(every, add_special_tokens=False))
+        except Exception as error:  # tokenizers raises nothing more specific
+            raise InvalidInput(f"the tokenizer cannot take this text ({error}); give another tokenizer") from error
         return [np.concatenate([np.array(next(encoded).ids, np.int32) for _ in some]) for some in parts]
 
     return encode

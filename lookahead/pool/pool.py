@@ -119,9 +119,11 @@ class Pool:
         self._worker = threading.Thread()
         self._failure: Exception | None = None
         self._closed = False
+        self._tokenizer: str | None = None  # fingerprint
         self._store = None if self.path is None else _open(self.path, read_only, damaged)
         try:
-            self._load(tokenizer, max_tokens)
+            self._load(max_tokens)
+            self.require(tokenizer)
         except BaseException:
             if self._store is not None:
                 self._store.close()
@@ -174,6 +176,23 @@ class Pool:
     def settings(self) -> dict[str, Any]:
         """What the directory says of the pool: the tokenizer's fingerprint, and what builders keep there."""
         return {} if self._store is None else self._store.settings
+
+    def require(self, tokenizer: Any) -> None:
+        """Check that the pool is of `tokenizer`; a pool that does not know its tokenizer yet takes this one.
+
+        Raises:
+            PoolMismatch: it is of another one.
+        """
+        if tokenizer is None:
+            return
+        mark = fingerprint(tokenizer)
+        if self._tokenizer is not None and mark != self._tokenizer:
+            raise PoolMismatch(
+                f"{self.path or 'the pool in memory'} is of another tokenizer (fingerprint {self._tokenizer}, this one "
+                f"has {mark}); build one for this tokenizer in a directory of its own"
+            )
+        self._tokenizer = mark
+        self._set("tokenizer", mark)
 
     def __contains__(self, digest: int) -> bool:
         """Return whether a document with this digest is in the pool."""
@@ -261,8 +280,10 @@ class Pool:
             self._closed = True
         try:
             if not self.read_only:
-                self.settle()
-                self._work(flush=True, merging=False)
+                try:
+                    self.settle()
+                finally:  # what failed before may succeed now
+                    self._work(flush=True, merging=False)
         finally:
             if self._store is not None:
                 self._store.close()
@@ -348,23 +369,22 @@ class Pool:
 
     # Inside.
 
-    def _load(self, tokenizer: Any, max_tokens: int | None) -> None:
+    def _load(self, max_tokens: int | None) -> None:
         if self._store is None:
             return
-        mark = None if tokenizer is None else fingerprint(tokenizer)
-        settings = self._store.settings
-        found = settings.get("tokenizer")
-        if mark is not None and found is not None and mark != found:
-            raise PoolMismatch(
-                f"{self.path} is a pool of another tokenizer (fingerprint {found}, this one has {mark}); "
-                "build one for this tokenizer in a directory of its own"
-            )
-        given = {"tokenizer": mark, "max_tokens": max_tokens}
-        settings |= {name: value for name, value in given.items() if value is not None}
-        if settings != self._store.settings and not self.read_only:
-            self._store.commit(self._store.entries, settings=settings)
-        self.max_tokens = max_tokens or settings.get("max_tokens", LIMIT)
+        self.max_tokens = max_tokens or self._store.settings.get("max_tokens", LIMIT)
+        self._tokenizer = self._store.settings.get("tokenizer")
+        if max_tokens is not None:
+            self._set("max_tokens", max_tokens)
         self._load_segments()
+
+    def _set(self, name: str, value: Any) -> None:
+        """Keep a setting with the pool, where it is on a disk and open for writing."""
+        if self._store is None or self.read_only:
+            return
+        with self._working:
+            if self._store.settings.get(name) != value:
+                self._store.commit(self._store.entries, settings={**self._store.settings, name: value})
 
     def _load_segments(self) -> None:
         assert self._store is not None

@@ -39,8 +39,8 @@ class Progress:
             self._bar = _bar()
             self._task = self._bar.add_task("reading", total=self._corpus.total_bytes, figures="")
             self._bar.start()
-        else:
-            self._write(f"reading {len(self._corpus.sources):,} files, {size(self._corpus.total_bytes)}")
+        elif self._corpus.sources:
+            self._write(f"reading {plural(len(self._corpus.sources), 'file')}, {size(self._corpus.total_bytes)}")
         return self
 
     def __call__(self, tally: Tally) -> None:
@@ -91,15 +91,15 @@ def _bar() -> Any:
 
 
 def rows(parts: Iterable[tuple[str, Sequence[str]]]) -> str:
-    """Return lines under headings in a column of their own.
+    """Return lines beside their headings; a heading without lines is left out.
 
     >>> print(rows([("one", ["a", "b"]), ("three", ["c"])]))
     one    a
            b
     three  c
     """
-    given = [(heading, lines) for heading, lines in parts if lines]
-    width = max((len(heading) for heading, _ in given), default=0)
+    given = list(parts)
+    width = max(len(heading) for heading, _ in given)
     return "\n".join(
         f"{'' if i else heading:{width}}  {line}" for heading, lines in given for i, line in enumerate(lines)
     )

@@ -303,11 +303,12 @@ def _listed(run, newest, before):  # type: ignore[no-untyped-def]
 def _tell(run, slot, k, heard):  # type: ignore[no-untyped-def]
     """Add the listed successors of a frequent context, which is LENGTHS[k] tokens long."""
     record = slot * WORDS
-    rest = _load32(run.listed, record + 2)
+    # In a damaged file counts may exceed the rows, and symbols what a symbol can be.
+    rest = min(_load32(run.listed, record + 2), run.rows)
     for i in range(LISTED):
-        count = _load32(run.listed, record + 4 + LISTED + i)
+        count = min(_load32(run.listed, record + 4 + LISTED + i), rest)
         if count == 0:
             break
-        _add(heard, _load32(run.listed, record + 4 + i), count, k, k)
+        _add(heard, _load32(run.listed, record + 4 + i) & 0xFFFFFF, count, k, k)
         rest -= count
     heard.totals[k] += rest
