@@ -143,7 +143,7 @@ class Sampler:
         if self._recorder is not None:
             for row in nodes:
                 self._recorder.record(column, row, scores[rows.index(row)], raw[rows.index(row)])
-        tokens = self._draw(column, scores, rows) if self._sample else scores.argmax(-1)
+        tokens = self._draw(column, scores, rows, list(nodes)) if self._sample else scores.argmax(-1)
         picked = dict(zip(rows, tokens.tolist(), strict=True))
         return {row: picked[row] for row in nodes}
 
@@ -181,11 +181,13 @@ class Sampler:
     def _as_plain(self, logits: Tensor) -> Tensor:
         return logits.to(copy=True, dtype=torch.float32, device=self._device)
 
-    def _draw(self, column: int, scores: Tensor, rows: list[int]) -> Tensor:
+    def _draw(self, column: int, scores: Tensor, rows: list[int], picking: list[int]) -> Tensor:
+        """Draw a token for each of `rows`; only what is wrong with those that are `picking` is an error."""
         probs = torch.nn.functional.softmax(scores, dim=-1)
         if self._ledger is None:
             return torch.multinomial(probs, num_samples=1).squeeze(1)
-        if not bool(torch.isfinite(probs.sum())):
+        judged = probs if len(picking) == len(rows) else probs[[rows.index(row) for row in picking]]
+        if not bool(torch.isfinite(judged.sum())):
             raise RuntimeError("probability tensor contains either `inf`, `nan` or element < 0")
         noise = self._ledger.noise(column, probs.shape[-1])
         return (probs / (noise if len(rows) == self._rows else noise[rows])).argmax(-1)

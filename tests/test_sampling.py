@@ -191,3 +191,15 @@ def test_scores_that_cannot_be_sampled_are_an_error_as_in_plain() -> None:
         sampler.load(logits, 0)
         with pytest.raises(RuntimeError, match="probability tensor contains either `inf`, `nan` or element < 0"):
             sampler.pick(0, dict.fromkeys(range(rows), 0), None)
+
+
+def test_a_row_that_is_only_along_may_have_no_chances() -> None:
+    """Processors that look at ids see all rows; what they do to one that does not pick now is nobody's error."""
+    processors = LogitsProcessorList([hf.NoBadWordsLogitsProcessor([[5, token] for token in range(VOCAB)], EOS)])
+    sampler = Sampler(processors, do_sample=True, rows=2, device=CPU)
+    ids = torch.tensor([[1, 2, 4], [1, 2, 5]])
+    with sampler.undisturbed():
+        sampler.load(torch.zeros(2, 1, VOCAB), 0)
+        assert set(sampler.pick(0, {0: 0}, ids)) == {0}
+        with pytest.raises(RuntimeError, match="probability tensor"):
+            sampler.pick(0, {1: 0}, ids)

@@ -32,7 +32,8 @@ class WriterLock:
             self._holder.write_text(f"{self._process} on {socket.gethostname()}")
         except filelock.Timeout:
             raise PoolBusy(
-                f"{directory} is being written by {self._who()}; open it with read_only=True, or wait until that is closed"
+                f"{directory} is being written by {self._who()}; "
+                "open it with read_only=True, or wait until that is closed"
             ) from None
         except OSError as error:
             self._lock.release()
