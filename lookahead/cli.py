@@ -82,6 +82,8 @@ def generate(args: argparse.Namespace) -> int:
 
     if args.greedy and (given := [name for name in SAMPLING if getattr(args, name) is not None]):
         raise InvalidInput(f"--greedy takes the likeliest token; leave out --{given[0].replace('_', '-')}, or --greedy")
+    if args.plain and args.pool:
+        raise InvalidInput("--plain drafts nothing; leave out --pool, or --plain")
     prompt = read_prompt(args.prompt, args.prompt_file)
     with _status(f"loading {args.model} …") as say, quiet():
         checkpoint, device = Checkpoint(args.model), check_device(args.device)
@@ -151,8 +153,9 @@ def _decode(args: argparse.Namespace, model: Any, tokenizer: Any, arguments: dic
     try:
         if args.plain:
             return model.generate(**arguments, tokenizer=tokenizer), None
-        lookahead = Lookahead(model, tokenizer, **_nodes(args))
-        return lookahead.generate(**arguments), lookahead.last
+        remember = None if args.no_remember else "output"
+        with Lookahead(model, tokenizer, pool=args.pool, remember=remember, **_nodes(args)) as lookahead:
+            return lookahead.generate(**arguments), lookahead.last
     except (UnsupportedModel, UnsupportedArgument) as error:
         raise InvalidInput(f"--model {args.model}: {error}; or add --plain") from error
     except torch.OutOfMemoryError as error:

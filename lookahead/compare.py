@@ -16,6 +16,7 @@ from torch import Tensor
 from lookahead.engine import Lookahead
 from lookahead.errors import InvalidInput
 from lookahead.loading import encode, room
+from lookahead.pool.pool import Pool
 from lookahead.trace import Run
 
 WARM_UP_TOKENS = 32
@@ -23,12 +24,17 @@ WARM_UP_TOKENS = 32
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A prompt to compare on."""
+    """A prompt to compare on.
+
+    Attributes:
+        before: prompts whose outputs are in the pool that lookahead drafts from; None: it has no pool.
+    """
 
     name: str
     kind: str
     prompt: str
     max_new_tokens: int
+    before: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +100,14 @@ class Row:
 
 
 def read_tasks(directory: Path, each: int = 3) -> list[Task]:
-    """Return the first `each` prompts of every kind in `directory`/prompts.json."""
+    """Return the first `each` prompts of every kind in `directory`/prompts.json.
+
+    One with other prompts `before` it becomes two tasks: with a pool that is empty, and with one that holds the outputs
+    of those.
+    """
     path = directory / "prompts.json"
     try:
-        items = json.loads(path.read_text(encoding="utf-8"))
-        tasks = [Task(item["task"], item["kind"], item["prompt"], int(item["max_new_tokens"])) for item in items]
+        tasks = [task for item in json.loads(path.read_text(encoding="utf-8")) for task in _tasks(item)]
         if not all(task.prompt and task.max_new_tokens > 0 for task in tasks):
             raise ValueError
     except OSError as error:
@@ -112,10 +121,19 @@ def read_tasks(directory: Path, each: int = 3) -> list[Task]:
     return chosen
 
 
+def _tasks(item: dict[str, Any]) -> list[Task]:
+    name, kind, prompt, limit = item["task"], item["kind"], item["prompt"], int(item["max_new_tokens"])
+    if "before" not in item:
+        return [Task(name, kind, prompt, limit)]
+    before = tuple(str(one) for one in item["before"])
+    return [Task(name, "cold pool", prompt, limit, ()), Task(name, "warm pool", prompt, limit, before)]
+
+
 class Comparison:
     """Runs plain `generate()` and lookahead on the same tasks, greedy, in turns.
 
-    Every lookahead run has a fresh `Lookahead`: one that had seen the prompt before would remember the answer.
+    Every lookahead run has a fresh `Lookahead`: one that had seen the prompt before would remember the answer. The pool
+    of a task that has one is filled once, and nothing is added to it.
 
     Args:
         options: of `Lookahead`, such as `nodes`.
@@ -129,6 +147,7 @@ class Comparison:
             room(model.config, inputs["input_ids"].shape[1], task.max_new_tokens)
             for task, inputs in zip(tasks, self._inputs, strict=True)
         ]
+        self._pools: dict[int, Pool] = {}
         self._trials: list[list[Trial]] = [[] for _ in tasks]
 
     @property
@@ -183,9 +202,20 @@ class Comparison:
         return ids, time.perf_counter() - begin
 
     def _lookahead(self, index: int, limit: int) -> tuple[Tensor, float, Run]:
+        pool = self._pool_of(index)
         begin = time.perf_counter()
-        lookahead = Lookahead(self.model, **self._options)
+        lookahead = Lookahead(self.model, pool=pool, remember=None, **self._options)
         ids = lookahead.generate(**self._inputs[index], max_new_tokens=limit, do_sample=False)
         seconds = time.perf_counter() - begin
         assert lookahead.last is not None
         return ids, seconds, lookahead.last
+
+    def _pool_of(self, index: int) -> Pool | None:
+        """Return the pool of a task, filled when it is first asked for."""
+        before = self.tasks[index].before
+        if before is not None and index not in self._pools:
+            self._pools[index] = Pool()
+            lookahead = Lookahead(self.model, pool=self._pools[index], **self._options)
+            for prompt in before:
+                lookahead.generate(**encode(self.tokenizer, prompt), max_new_tokens=self._limits[index])
+        return self._pools.get(index)

@@ -110,6 +110,8 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     _add_sampling(parser.add_argument_group("sampling (without any of these: as the model is set up)"))
     add = parser.add_argument_group("running").add_argument
     add("--nodes", type=_NODES, metavar="N", help="drafted tokens a pass may check")
+    add("--pool", metavar="DIR", action="append", help="draft from this pool too, made if it is not there; repeatable")
+    add("--no-remember", action="store_true", help="add nothing to the (first) pool")
     add("--dtype", default="auto", choices=DTYPES, metavar="TYPE", help=f"{', '.join(DTYPES)} (default: as stored)")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, …; default: a GPU if there is one")
     add("--plain", action="store_true", help="plain model.generate(), for comparison")

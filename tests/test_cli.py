@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from transformers.utils import logging as transformers_logging
 
 import lookahead
-from lookahead import cli, engine, options, show
+from lookahead import Pool, cli, engine, options, show
 from lookahead.cli import main
 from lookahead.compare import Comparison, Row, Task, Trial, read_tasks
 from lookahead.loading import DEMO, quiet
@@ -567,7 +568,7 @@ def test_bundled_model_is_exact_and_saves_passes() -> None:
         model = checkpoint.model(checkpoint.config(), dtype="float32")
         comparison = Comparison(model, checkpoint.tokenizer(), tasks)
         comparison.round()
-    assert [row.task.kind for row in comparison.rows] == ["edit", "json", "continue"]
+    assert [row.task.kind for row in comparison.rows] == ["edit", "json", "continue", "cold pool", "warm pool"]
     assert all(row.identical for row in comparison.rows)
     assert comparison.rows[0].passes < comparison.rows[0].tokens
 
@@ -635,3 +636,19 @@ def test_module_runs_as_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "lookahead", "--help"], capture_output=True, text=True, env=os.environ)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("usage: lookahead")
+
+
+def test_generate_drafts_from_a_pool_and_adds_to_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pool, command = tmp_path / "pool", ["generate", "--model", "demo", "--prompt", PROMPT, "--max-new-tokens", "24"]
+    passes, texts = [], []
+    for more in ([], ["--pool", str(pool)], ["--pool", str(pool)], ["--pool", str(pool), "--no-remember"]):
+        assert main([*command, "--stats", *more]) == 0
+        out, err = capsys.readouterr()
+        texts.append(out)
+        passes.append(int(re.search(r"(\d+) passes", err)[1]))  # type: ignore[index]
+    assert len(set(texts)) == 1
+    assert passes[2] < passes[1]
+    with Pool.open(pool) as kept:
+        assert kept.documents == 1
+    assert main([*command, "--plain", "--pool", str(pool)]) == 2
+    assert "--plain drafts nothing" in capsys.readouterr().err

@@ -360,8 +360,10 @@ class Pool:
 
     @property
     def calibration(self) -> bytes | None:
-        """What a grower learnt with this pool when it was last written."""
-        return None if self._store is None else self._store.state()
+        """What a grower learnt with this pool: as it was last written; of a pool in memory, as it is now."""
+        if self._store is not None:
+            return self._store.state()
+        return None if self._keep is None else self._keep()
 
     def keep_calibration(self, current: Callable[[], bytes]) -> None:
         """Write what `current()` returns with every commit."""
