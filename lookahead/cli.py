@@ -19,6 +19,7 @@ from lookahead.options import parser
 # torch, transformers and rich are imported where they are used, so that `lookahead --help` answers at once.
 if TYPE_CHECKING:
     from lookahead.compare import Comparison, Row
+    from lookahead.memory import Remember
     from lookahead.trace import Run
 
 DIFFERS, BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141
@@ -153,7 +154,7 @@ def _decode(args: argparse.Namespace, model: Any, tokenizer: Any, arguments: dic
     try:
         if args.plain:
             return model.generate(**arguments, tokenizer=tokenizer), None
-        remember = None if args.no_remember else "output"
+        remember: Remember = None if args.no_remember else "output"
         with Lookahead(model, tokenizer, pool=args.pool, remember=remember, **_nodes(args)) as lookahead:
             return lookahead.generate(**arguments), lookahead.last
     except (UnsupportedModel, UnsupportedArgument) as error:

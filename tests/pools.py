@@ -177,10 +177,10 @@ def answers(pool: Pool, contexts: Sequence[Sequence[int]]) -> list[Any]:
 
 def die_like_a_process(pool: Pool) -> None:
     """Leave a pool as a killed process does between two steps of its writing thread: nothing flushed, the lock free."""
-    pool._worker.is_alive() and pool._worker.join()
+    pool._shelf._worker.is_alive() and pool._shelf._worker.join()
     assert pool._store is not None
     pool._store.close()
-    pool._closed = True
+    pool._shelf._closed = True
 
 
 @contextlib.contextmanager

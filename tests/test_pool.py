@@ -453,7 +453,7 @@ def test_snapshots_stay_as_they_were(tmp_path: Path) -> None:
     pool.close()
     for (runs, views), documents in kept:
         other = Pool()
-        other._snapshot = pool_module.Snapshot(runs, views)
+        other._shelf._snapshot = pool_module.Snapshot(runs, views)
         assert held(other) == documents
         assert other.successors([0, 1, 2]) == Twin(documents).successors([0, 1, 2])
     assert pool.tokens == 0
@@ -545,7 +545,7 @@ def test_damage_that_merging_meets_is_an_error_of_ours(tmp_path: Path) -> None:
     segment = pool.segments[1]
     rows = np.zeros_like(segment.run.back)
     bad = pool_module.Segment(segment.run._replace(back=rows), segment.entry)
-    pool._segments = (pool.segments[0], bad, pool.segments[2])
+    pool._shelf.segments = (pool.segments[0], bad, pool.segments[2])
     assert segment.entry is not None
     with pytest.raises(PoolDamaged, match=segment.entry.name):
         pool.compact()
@@ -575,7 +575,7 @@ def test_a_failure_in_the_background_is_told_once(tmp_path: Path, act: str, monk
     with monkeypatch.context() as patch:
         patch.setattr(Store, "commit", refuse)
         pool.add(range(20, 40))
-        pool._worker.join()
+        pool._shelf._worker.join()
     use: dict[str, Callable[[], Any]] = {
         "add": lambda: pool.add(range(50, 70)),
         "prune": lambda: pool.prune(100),
@@ -728,7 +728,7 @@ def test_several_threads_add_and_nothing_is_lost(tmp_path: Path, on_disk: bool, 
 
     def set_up() -> None:
         for number in range(30):
-            pool._set("number", number)
+            pool._shelf.keep_setting("number", number)
 
     in_threads(set_up, *(adder(k) for k in range(3)))
     pool.settle()
@@ -989,7 +989,7 @@ class PoolMachine(RuleBasedStateMachine):
     def snapshots_stay(self) -> None:
         for (runs, views), documents in self.kept[-2:]:
             other = Pool()
-            other._snapshot = pool_module.Snapshot(runs, views)
+            other._shelf._snapshot = pool_module.Snapshot(runs, views)
             assert held(other) == documents
 
     def teardown(self) -> None:
@@ -1084,3 +1084,27 @@ def test_a_writer_that_is_killed_while_it_makes_a_pool_leaves_nothing_in_the_way
         with Pool(path) as pool:
             pool.add((1, 2))
             assert held(pool)[-1] == (1, 2)
+
+
+def test_little_is_written_too_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Pool(tmp_path) as pool:
+        pool.add([1, 2, 3])
+        pool.settle()
+        assert len(pool.segments) == 0
+        monkeypatch.setattr("lookahead.pool.shelf.PATIENCE", -1.0)
+        pool.add([4, 5, 6])
+        pool.settle()
+        with Pool.open(tmp_path, read_only=True) as reader:
+            assert reader.documents == 2
+
+
+def test_verify_sees_a_header_that_was_damaged_after_opening(tmp_path: Path) -> None:
+    with Pool(tmp_path) as pool:
+        pool.add([1, 2, 3])
+        pool.flush()
+        (file,) = tmp_path.glob("*.segment")
+        content = bytearray(file.read_bytes())
+        content[40] ^= 1
+        file.write_bytes(content)
+        with pytest.raises(PoolDamaged, match=file.name):
+            pool.verify()

@@ -133,11 +133,13 @@ class ArrayFile:
         Reads the file instead of touching the map: memory does not grow, and a file cut short is no bus error.
 
         Raises:
-            PoolDamaged: a block differs, or the file is missing.
+            PoolDamaged: a block differs, the header changed since the file was opened, or the file is missing.
         """
         sums = np.frombuffer(self._table, "<u4")
         buffer = memoryview(bytearray(min(BLOCK, self._size)))
         with files.reading(self.path), self.path.open("rb", buffering=0) as file:
+            if numbers is None and ArrayFile._read(self.path, file.fileno()).checksum != self.checksum:
+                raise files.damaged(self.path, "has another header than when it was opened")
             for number in range(self.blocks) if numbers is None else numbers:
                 block = buffer[: self.block_bytes(number)]
                 file.seek(self._start + number * BLOCK)

@@ -6,29 +6,25 @@ import atexit
 import contextlib
 import hashlib
 import os
-import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lookahead.draft import IntArray
-from lookahead.errors import InvalidArgument, PoolDamaged, PoolError, PoolMismatch, PoolNotFound
+from lookahead.errors import InvalidArgument, PoolError, PoolMismatch, PoolNotFound
 from lookahead.pool.files import TEMPORARY
 from lookahead.pool.fingerprint import fingerprint
-from lookahead.pool.index import Run, as_run, build, documents_within, merge
-from lookahead.pool.levels import to_give_up, to_merge
 from lookahead.pool.lock import HOLDER, LOCK
 from lookahead.pool.manifest import FILE
 from lookahead.pool.search import interval, views
-from lookahead.pool.store import Entry, NewSegment, Store
-from lookahead.sources.kernels import Records
+from lookahead.pool.shelf import Segment, Shelf, Snapshot
+from lookahead.pool.store import Store
 
 LIVE = 1 << 20
 """Tokens that are kept in memory until they are written as a segment."""
@@ -40,27 +36,13 @@ _LARGEST_TOKEN = (1 << 24) - 2
 _BEGUN = (LOCK, HOLDER, FILE + TEMPORARY)  # what is there of a pool whose maker was killed
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Segment:
-    """A run that is written (in a pool in memory: that would be), and its file."""
-
-    run: Run
-    entry: Entry | None
-
-
-class Snapshot(NamedTuple):
-    """What a pool holds at one moment; unchanged by what is added later."""
-
-    runs: tuple[Run, ...]
-    views: Records
-
-
 class Pool:
     """Text of earlier requests or of a corpus, indexed so that what followed any context is found in microseconds.
 
     A pool can only make drafts better or worse, never change an output. Documents are added at the young end; where
     the limit is reached, the oldest go. What is added can be drafted from at the next request. It is written to the
-    disk when `live_tokens` have come together, at `flush()`, at `close()` and when the process ends in order.
+    disk when `live_tokens` have come together, at the latest when something is added a minute after the last time, at
+    `flush()`, at `close()` and when the process ends in order.
 
     Adding, merging and drafting may happen in different threads. Merging runs in a thread of its own.
 
@@ -104,31 +86,27 @@ class Pool:
         if path is None and read_only:
             raise InvalidArgument("a pool in memory cannot be read-only: it would stay empty; give a path")
         self.path = None if path is None else Path(path)
-        self.max_tokens = LIMIT if max_tokens is None else max_tokens
-        self.max_bytes, self.read_only = max_bytes, read_only
-        self._pending: list[tuple[IntArray, int]] = []
-        self._waiting = 0  # tokens in _pending
-        self._live: tuple[Run, ...] = ()
-        self._segments: tuple[Segment, ...] = ()
-        self._snapshot: Snapshot | None = None
-        self._known: set[int] | None = None
-        self._keep: Callable[[], bytes] | None = None
-        self._lock = threading.RLock()  # held for moments
-        self._working = threading.RLock()  # held by the thread that writes and merges; taken before the other
-        self._writing = 0  # runs of the live index that are being written
-        self._worker = threading.Thread()
-        self._failure: Exception | None = None
-        self._closed = False
-        self._tokenizer: str | None = None  # fingerprint
+        self.read_only = read_only
         self._store = None if self.path is None else _open(self.path, read_only, damaged)
         try:
-            self._load(max_tokens)
+            settings = self.settings
+            limit = max_tokens or settings.get("max_tokens", LIMIT)
+            self._shelf = Shelf(
+                self._store,
+                name=self._name,
+                writable=not read_only,
+                max_tokens=limit,
+                max_bytes=max_bytes,
+                live_tokens=max(1, min(live_tokens, limit // 4)),
+            )
+            if max_tokens is not None:
+                self._shelf.keep_setting("max_tokens", max_tokens)
+            self._tokenizer: str | None = settings.get("tokenizer")  # fingerprint
             self.require(tokenizer)
         except BaseException:
             if self._store is not None:
                 self._store.close()
             raise
-        self.live_tokens = max(1, min(live_tokens, self.max_tokens // 4))
         if self._store is not None and not read_only:
             atexit.register(_close, weakref.ref(self))
 
@@ -148,24 +126,32 @@ class Pool:
     @property
     def tokens(self) -> int:
         """Tokens in the pool, those that wait to be indexed included."""
-        with self._lock:
-            return sum(run.tokens for run in self._runs()) + self._waiting
+        return self._shelf.tokens
 
     @property
     def documents(self) -> int:
-        with self._lock:
-            return sum(len(run.ends) for run in self._runs()) + len(self._pending)
+        """Documents in the pool."""
+        return self._shelf.documents
 
     @property
     def nbytes(self) -> int:
         """Bytes of all indexes, mapped from files or not."""
-        with self._lock:
-            return sum(run.nbytes for run in self._runs()) + 4 * self._waiting
+        return self._shelf.nbytes
 
     @property
     def segments(self) -> tuple[Segment, ...]:
         """The segments, oldest first, without the live index."""
-        return self._segments
+        return self._shelf.segments
+
+    @property
+    def max_tokens(self) -> int:
+        """The limit; the oldest documents leave first."""
+        return self._shelf.max_tokens
+
+    @property
+    def live_tokens(self) -> int:
+        """How many tokens may be in memory, not yet written."""
+        return self._shelf.live_tokens
 
     @property
     def problems(self) -> tuple[PoolError, ...]:
@@ -188,20 +174,18 @@ class Pool:
         mark = fingerprint(tokenizer)
         if self._tokenizer is not None and mark != self._tokenizer:
             raise PoolMismatch(
-                f"{self.path or 'the pool in memory'} is of another tokenizer (fingerprint {self._tokenizer}, this one "
+                f"the pool {self._name} is of another tokenizer (fingerprint {self._tokenizer}, this one "
                 f"has {mark}); build one for this tokenizer in a directory of its own"
             )
         self._tokenizer = mark
-        self._set("tokenizer", mark)
+        self._shelf.keep_setting("tokenizer", mark)
 
     def __contains__(self, digest: int) -> bool:
         """Return whether a document with this digest is in the pool."""
-        with self._lock:
-            return digest in self._digests()
+        return digest in self._shelf
 
     def __repr__(self) -> str:
-        where = "in memory" if self.path is None else str(self.path)
-        return f"<Pool {where}: {self.tokens:,} tokens in {len(self._segments)} segments>"
+        return f"<Pool {self._name}: {self.tokens:,} tokens in {len(self.segments)} segments>"
 
     # Adding.
 
@@ -221,26 +205,11 @@ class Pool:
             digest = int.from_bytes(hashlib.blake2b(document.tobytes(), digest_size=8).digest(), "little")
         elif not isinstance(digest, int) or not 0 <= digest < 1 << 64:
             raise InvalidArgument(f"digest={digest!r}; give 64 bits as a whole number")
-        with self._lock:
-            self._require_writer()
-            known = self._digests()
-            if len(document) == 0 or digest in known:
-                return False
-            known.add(digest)
-            self._pending.append((document, digest))
-            self._waiting += len(document)
-            full = self._waiting + sum(run.tokens for run in self._live) >= self.live_tokens
-        if full:
-            self.settle()
-            self._start_work(flush=True)
-        return True
+        return self._shelf.add(document, digest)
 
     def flush(self) -> None:
         """Write what was added; when this returns, it is on the disk. Merging may still go on."""
-        self._require_writer()
-        self.settle()
-        self._work(flush=True, merging=False)
-        self._start_work(flush=False)
+        self._shelf.flush()
 
     def settle(self) -> None:
         """Wait until the thread that writes and merges has nothing left to do.
@@ -248,45 +217,20 @@ class Pool:
         Raises:
             PoolError: it failed; nothing that was committed is lost.
         """
-        if self._worker.is_alive():
-            self._worker.join()
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise PoolError(f"writing the pool {self.path or 'in memory'} failed: {failure}") from failure
+        self._shelf.settle()
 
     def compact(self) -> None:
         """Flush, and merge all segments into one: the quickest to ask."""
-        self._require_writer()
-        self.settle()
-        with self._working:
-            self._work(flush=True, merging=False)
-            if len(self._segments) > 1:
-                self._merge(slice(0, len(self._segments)))
+        self._shelf.compact()
 
     def prune(self, max_tokens: int) -> int:
         """Give up the oldest documents until at most `max_tokens` are left; return how many tokens went."""
         _require_whole("max_tokens", max_tokens, 0)
-        self._require_writer()
-        self.settle()
-        with self._working:
-            self._work(flush=True, merging=False)
-            return self._give_up(sum(segment.run.tokens for segment in self._segments) - max_tokens)
+        return self._shelf.prune(max_tokens)
 
     def close(self) -> None:
         """Flush, and let another writer in. What was handed out stays usable."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        try:
-            if not self.read_only:
-                try:
-                    self.settle()
-                finally:  # what failed before may succeed now
-                    self._work(flush=True, merging=False)
-        finally:
-            if self._store is not None:
-                self._store.close()
+        self._shelf.close()
 
     def __enter__(self) -> Pool:
         return self
@@ -300,13 +244,7 @@ class Pool:
 
     def snapshot(self) -> Snapshot:
         """Return all that can be drafted from now, newly added documents included."""
-        with self._lock:
-            if self._pending:
-                self._index_pending()
-            if self._snapshot is None:
-                runs = self._runs()
-                self._snapshot = Snapshot(runs, views(runs))
-            return self._snapshot
+        return self._shelf.snapshot()
 
     def longest_match(self, context: ArrayLike) -> int:
         """Return how many of the last tokens of `context` (at most 32) stand together somewhere in the pool."""
@@ -335,12 +273,7 @@ class Pool:
 
     def refresh(self) -> bool:
         """Take over what the writer of a read-only pool committed since; return whether there was anything."""
-        with self._lock:
-            if self._store is None or not self.read_only or not self._store.refresh():
-                return False
-            self._load_segments()
-            self._known = None
-            return True
+        return self._shelf.refresh()
 
     def verify(self) -> None:
         """Read every byte from the disk and compare checksums.
@@ -348,13 +281,7 @@ class Pool:
         Raises:
             PoolDamaged: a file differs. A pool opened with `damaged="skip"` goes on without it.
         """
-        if self._store is None:
-            return
-        with self._working:
-            self._store.verify()
-            with self._lock:
-                self._load_segments()
-                self._known = None
+        self._shelf.verify()
 
     # Calibration: what the grower learnt about this pool, kept beside it.
 
@@ -363,162 +290,15 @@ class Pool:
         """What a grower learnt with this pool: as it was last written; of a pool in memory, as it is now."""
         if self._store is not None:
             return self._store.state()
-        return None if self._keep is None else self._keep()
+        return None if self._shelf.state is None else self._shelf.state()
 
     def keep_calibration(self, current: Callable[[], bytes]) -> None:
         """Write what `current()` returns with every commit."""
-        self._keep = current
+        self._shelf.state = current
 
-    # Inside.
-
-    def _load(self, max_tokens: int | None) -> None:
-        if self._store is None:
-            return
-        self.max_tokens = max_tokens or self._store.settings.get("max_tokens", LIMIT)
-        self._tokenizer = self._store.settings.get("tokenizer")
-        if max_tokens is not None:
-            self._set("max_tokens", max_tokens)
-        self._load_segments()
-
-    def _set(self, name: str, value: Any) -> None:
-        """Keep a setting with the pool, where it is on a disk and open for writing."""
-        if self._store is None or self.read_only:
-            return
-        with self._working:
-            if self._store.settings.get(name) != value:
-                self._store.commit(self._store.entries, settings={**self._store.settings, name: value})
-
-    def _load_segments(self) -> None:
-        assert self._store is not None
-        held = {segment.entry.name: segment for segment in self._segments if segment.entry is not None}
-        self._segments = tuple(
-            held.get(entry.name) or Segment(as_run(self._store.load(entry), self._store.path / entry.name), entry)
-            for entry in self._store.entries
-        )
-        self._snapshot = None
-
-    def _runs(self) -> tuple[Run, ...]:
-        return (*(segment.run for segment in self._segments), *self._live)
-
-    def _digests(self) -> set[int]:
-        if self._known is None:
-            self._known = {int(name) for run in self._runs() for name in run.digests}
-            self._known |= {digest for _, digest in self._pending}
-        return self._known
-
-    def _require_writer(self) -> None:
-        if self._closed:
-            raise PoolError(f"the pool {self.path or 'in memory'} is closed")
-        if self.read_only:
-            raise PoolError(f"{self.path} is open for reading only; open it without read_only=True to add to it")
-
-    def _index_pending(self) -> None:
-        """Index the documents that wait; small runs are merged here, so that there are never many."""
-        run = build([document for document, _ in self._pending], [digest for _, digest in self._pending])
-        self._pending, self._waiting = [], 0
-        taken, live = self._live[: self._writing], [*self._live[self._writing :], run]
-        if some := to_merge([len(run.back) for run in live]):
-            live[some] = [merge(live[some])]
-        self._live = (*taken, *live)
-        self._snapshot = None
-
-    def _start_work(self, *, flush: bool) -> None:
-        with self._lock:
-            if not self._worker.is_alive():
-                self._worker = threading.Thread(
-                    target=self._try_work, args=(flush,), name="lookahead-pool", daemon=True
-                )
-                self._worker.start()
-
-    def _try_work(self, flush: bool) -> None:
-        try:
-            self._work(flush=flush, merging=True)
-        except Exception as failure:
-            self._failure = failure
-
-    def _work(self, *, flush: bool, merging: bool) -> None:
-        """Write the live index, keep to the limits, merge segments."""
-        with self._working:
-            if flush:
-                self._write_live()
-                self._keep_to_limits()
-            while merging and (some := to_merge([len(segment.run.back) for segment in self._segments])):
-                self._merge(some)
-
-    def _write_live(self) -> None:
-        with self._lock:
-            if self._pending:
-                self._index_pending()
-            runs = self._live
-            self._writing = len(runs)
-        try:
-            if runs:
-                run = runs[0] if len(runs) == 1 else merge(runs)
-                self._replace(slice(len(self._segments), None), run, written=len(runs))
-        finally:
-            self._writing = 0
-
-    def _keep_to_limits(self) -> None:
-        self._give_up(to_give_up(sum(segment.run.tokens for segment in self._segments), self.max_tokens))
-        while self.max_bytes is not None:
-            tokens, nbytes = (sum(getattr(s.run, name) for s in self._segments) for name in ("tokens", "nbytes"))
-            if not (gone := to_give_up(nbytes, self.max_bytes)) or not self._segments:
-                break
-            # At least one: what is not of tokens may be all that is too large.
-            self._give_up(max(1, -(-gone * tokens // nbytes)))
-
-    def _merge(self, some: slice, skip: int = 0) -> None:
-        """Merge some segments into one, the `skip` oldest documents left out."""
-        segments = self._segments[some]
-        try:
-            run = merge([segment.run for segment in segments], skip)
-        except ValueError as error:
-            names = ", ".join(segment.entry.name for segment in segments if segment.entry is not None)
-            raise PoolDamaged(
-                f'{names} of {self.path}: {error}; Pool.open("{self.path}", damaged="skip").verify() finds which, and '
-                "goes on without it"
-            ) from error
-        self._replace(some, run)
-
-    def _give_up(self, tokens: int) -> int:
-        """Drop the oldest documents with at least `tokens` tokens together; return how many went."""
-        gone = 0
-        while gone < tokens and self._segments:
-            oldest = self._segments[0].run
-            skip = documents_within(oldest, tokens - gone)
-            gone += int(oldest.lengths[:skip].sum(dtype=np.int64)) - skip
-            if skip == len(oldest.ends):
-                self._replace(slice(0, 1), None)
-            else:
-                self._merge(slice(0, 1), skip)
-            with self._lock:
-                self._known = None
-        return gone
-
-    def _replace(self, some: slice, run: Run | None, *, written: int = 0) -> None:
-        """Put `run` in the place of some segments, on the disk first; `written` runs of the live index are in it."""
-        segments = list(self._segments)
-        segments[some] = [] if run is None else [Segment(run, None)]
-        if self._store is None:
-            self._publish(segments, written)
-            return
-        state, generation = None if self._keep is None else self._keep(), self._store.generation
-        try:
-            self._store.commit([segment.entry or _as_segment(segment.run) for segment in segments], state=state)
-        finally:
-            # Also where it failed, or was interrupted, when all was committed already.
-            if self._store.generation > generation:
-                self._publish(None, written)
-
-    def _publish(self, segments: list[Segment] | None, written: int) -> None:
-        """Let others see `segments` (None: what the store holds) and the live index without what is in them."""
-        with self._lock:
-            if segments is None:
-                self._load_segments()
-            else:
-                self._segments = tuple(segments)
-                self._snapshot = None
-            self._live, self._writing = self._live[written:], 0
+    @property
+    def _name(self) -> str:
+        return "in memory" if self.path is None else str(self.path)
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
@@ -535,10 +315,6 @@ def _close(reference: weakref.ref[Pool]) -> None:
     pool = reference()
     if pool is not None:
         pool.close()
-
-
-def _as_segment(run: Run) -> NewSegment:
-    return NewSegment(run._asdict(), tokens=run.tokens, documents=len(run.ends))
 
 
 def _require_whole(name: str, value: int, least: int) -> None:
