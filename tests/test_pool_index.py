@@ -21,7 +21,7 @@ from lookahead.errors import PoolDamaged
 from lookahead.pool import index, search
 from lookahead.pool.index import Run, as_run, documents_within, merge
 from lookahead.pool.levels import FAN, to_give_up, to_merge
-from lookahead.pool.search import LENGTHS, ROWS, Heard, empty_heard, interval, views
+from lookahead.pool.search import LENGTHS, ROWS, Heard, empty_heard, interval, longest, views
 from lookahead.sources.kernels import kernel
 
 DAMAGES = 6_000
@@ -231,10 +231,10 @@ def test_find_and_descend_equal_naive(case: tuple[list[Document], list[int]], st
 @settings(max_examples=250)
 def test_interval_equals_naive(case: tuple[list[Document], list[int]], length: int) -> None:
     documents, context = case
-    view, twin = views([run := run_of(documents)])[0], Twin(documents)
-    first, end, longest = interval(view, array(context), length)
+    runs, twin = views([run := run_of(documents)]), Twin(documents)
+    first, end = interval(runs[0], array(context), length)
     suffix = context[::-1]
-    assert longest == twin.longest(suffix)
+    assert longest(runs, array(context)) == twin.longest(suffix)
     if length > min(len(suffix), DEPTH):
         assert first == end
         return
@@ -361,9 +361,9 @@ def ask_everything(run: Run, contexts: Sequence[Sequence[int]]) -> None:
             assert (counts >= 0).all()
             assert (counts.sum(0) <= heard.totals).all()
         for length in (0, 1, 5):
-            first, end, longest = interval(view, array(context), length)
+            first, end = interval(view, array(context), length)
             assert 0 <= first <= end <= len(run.back)
-            assert 0 <= longest <= DEPTH
+        assert 0 <= longest(views([run]), array(context)) <= DEPTH
 
 
 SAMPLES = {

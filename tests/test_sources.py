@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,18 @@ from hypothesis import strategies as st
 from numba import njit
 
 from lookahead.draft import IntArray
-from lookahead.sources import alignment, evidence, prompt, recycle, tree
+from lookahead.sources import alignment, evidence, mixer, prompt, recycle, tree
 from lookahead.sources.alignment import advance, ask_alignment, expected, lost
 from lookahead.sources.evidence import CONTEXTS, EXACT, FIRST_SPARSE, FIRST_WRITTEN, SPARSE, WIDTH, WRITTEN, Evidence
-from lookahead.sources.mixer import Weights, chance_of, fresh_weights, learn
+from lookahead.sources.mixer import (
+    LAYOUT,
+    SHIPPED,
+    Weights,
+    chance_of,
+    fresh_weights,
+    learn,
+    untrained_weights,
+)
 from lookahead.sources.prompt import REACH, Prompt, ask_contexts, hash_contexts, look_up
 from lookahead.sources.recycle import Recycled, ask_recycled, remember
 
@@ -372,7 +381,32 @@ def test_the_mixer_learns_how_often_evidence_is_right(share: float) -> None:
         learn_one(weights, x, SETS, 5, rng.random() < share)
     assert chance(weights, x, SETS) == pytest.approx(share, abs=0.08)
     assert weights.trials[5, 0] / weights.trials[5, 1] == pytest.approx(share, abs=0.08)
-    assert chance(fresh_weights(), x, SETS) == pytest.approx(0.5, abs=0.01), "other evidence unasked"
+    assert chance(untrained_weights(), x, SETS) == pytest.approx(0.5, abs=0.01), "other evidence unasked"
+
+
+def test_the_shipped_weights_fit() -> None:
+    """Where this fails, columns or sets have changed: run examples/train_weights.py again."""
+    untrained, fresh = untrained_weights(), fresh_weights()
+    with np.load(Path(mixer.__file__).with_name("weights.npz")) as file:
+        shipped = Weights(file["w"], file["energy"], file["trials"])
+        assert file["layout"] == LAYOUT
+    assert shipped.w.shape == shipped.energy.shape == untrained.w[:SHIPPED].shape
+    assert shipped.trials.shape == untrained.trials.shape
+    for learnt, start, before in zip(shipped, fresh, untrained, strict=True):
+        assert learnt.dtype == np.float32
+        assert np.isfinite(learnt).all()
+        assert np.array_equal(start[: len(learnt)], learnt)
+        assert np.array_equal(start[len(learnt) :], before[len(learnt) :])
+    assert shipped.energy.min() >= 1.0
+    assert (shipped.trials > 0).all()
+    assert (shipped.trials[:, 0] <= shipped.trials[:, 1]).all()
+
+
+def test_growers_do_not_share_what_they_learn() -> None:
+    one, start = fresh_weights(), fresh_weights()
+    learn_one(one, np.ones(evidence.COLUMNS, np.float32), SETS, 5, True)
+    assert not np.array_equal(one.w, start.w)
+    assert all(np.array_equal(a, b) for a, b in zip(fresh_weights(), start, strict=True))
 
 
 @given(st.lists(st.floats(0, 1, width=32), max_size=40), st.integers(0, 20))

@@ -179,10 +179,11 @@ def _run(sorted_: Sorted, lengths: NDArray[np.uint32], digests: NDArray[np.uint6
     starts = np.zeros(symbols + 1, np.uint32)
     _link(text, order, rows, back, low, high, starts)
     ends = rows[np.cumsum(lengths, dtype=np.int64)]
-    return Run(back, low, high, lcp, starts, _list_frequent(text, order, lcp, symbols), ends, lengths, digests)
+    run = Run(back, low, high, lcp, starts, np.zeros((1, WORDS), np.uint32), ends, lengths, digests)
+    return run._replace(listed=_list_frequent(text, order, run))
 
 
-def _list_frequent(text: IntArray, order: IntArray, lcp: NDArray[np.uint8], symbols: int) -> NDArray[np.uint32]:
+def _list_frequent(text: IntArray, order: IntArray, run: Run) -> NDArray[np.uint32]:
     """Return an open-addressing table of the frequent contexts of one and of two tokens.
 
     A record is the newest symbol (0: free), the one before (0: a context of one token), how many rows the context has,
@@ -190,12 +191,13 @@ def _list_frequent(text: IntArray, order: IntArray, lcp: NDArray[np.uint8], symb
     """
     least = FREQUENT
     while True:
-        found = _count_frequent(lcp, least)
+        found = _count_frequent(run.lcp, least)
         if found <= len(order) // _SHARE:
             break
         least *= 2
     table = np.zeros((1 << (found * 3 // 2).bit_length(), WORDS), np.uint32)
-    _fill_frequent(text, order, lcp, least, np.zeros(symbols, np.uint32), np.empty(symbols, np.int32), table)
+    symbols = len(run.starts) - 1
+    _fill_frequent(text, order, run, least, np.zeros(symbols, np.uint32), np.empty(symbols, np.int32), table)
     return table
 
 
@@ -299,19 +301,20 @@ def _count_frequent(lcp, least):  # type: ignore[no-untyped-def]
 
 
 @background_kernel
-def _fill_frequent(text, order, lcp, least, counts, seen, table):  # type: ignore[no-untyped-def]
+def _fill_frequent(text, order, run, least, counts, seen, table):  # type: ignore[no-untyped-def]
     n = order.shape[0]
     for depth in range(1, 3):
         begin = 0
         for row in range(1, n + 1):
-            if row == n or lcp[row] < depth:
-                newest = np.int64(text[order[begin] - 1])
-                before = np.int64(text[order[begin] - 2]) if depth == 2 and newest > 0 else np.int64(0)
-                # A context that ends before it is `depth` tokens long is no context of that length.
-                if row - begin > least and newest > 0 and (depth == 1 or before > 0):
-                    record = table[slot_of_listed(table, newest, before)]
-                    record[0], record[1], record[2] = newest, before, row - begin
-                    _list_successors(text, order, begin, row, counts, seen, record)
+            if row == n or run.lcp[row] < depth:
+                if row - begin > least:
+                    newest = np.int64(text[order[begin] - 1])
+                    before = np.int64(text[order[begin] - 2]) if depth == 2 and newest > 0 else np.int64(0)
+                    # A context that ends before it is `depth` tokens long is no context of that length.
+                    if newest > 0 and (depth == 1 or before > 0):
+                        record = table[slot_of_listed(table, newest, before)]
+                        record[0], record[1], record[2] = newest, before, row - begin
+                        _list_successors(run, begin, row, counts, seen, record)
                 begin = row
 
 
@@ -332,11 +335,11 @@ def hash_listed(newest, before):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _list_successors(text, order, begin, end, counts, seen, record):  # type: ignore[no-untyped-def]
+def _list_successors(run, begin, end, counts, seen, record):  # type: ignore[no-untyped-def]
     """Write the commonest successors of the rows begin … end - 1 to `record`, the commonest first."""
     distinct = 0
     for row in range(begin, end):
-        symbol = text[order[row]]
+        symbol = _symbol(run, row)
         if counts[symbol] == 0:
             seen[distinct] = symbol
             distinct += 1

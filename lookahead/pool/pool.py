@@ -22,7 +22,7 @@ from lookahead.pool.files import TEMPORARY
 from lookahead.pool.fingerprint import fingerprint
 from lookahead.pool.lock import HOLDER, LOCK
 from lookahead.pool.manifest import FILE
-from lookahead.pool.search import interval, views
+from lookahead.pool.search import interval, longest, views
 from lookahead.pool.shelf import Segment, Shelf, Snapshot
 from lookahead.pool.store import Store
 
@@ -248,8 +248,7 @@ class Pool:
 
     def longest_match(self, context: ArrayLike) -> int:
         """Return how many of the last tokens of `context` (at most 32) stand together somewhere in the pool."""
-        snapshot, suffix = self.snapshot(), _checked(context)
-        return max((interval(view, suffix, 1)[2] for view in snapshot.views), default=0)
+        return longest(self.snapshot().views, _checked(context))
 
     def successors(self, context: ArrayLike, length: int | None = None) -> Counter[int]:
         """Return how often each token followed the last `length` (at most 32) tokens of `context`.
@@ -260,10 +259,10 @@ class Pool:
             _require_whole("length", length, 0)
         snapshot, suffix = self.snapshot(), _checked(context)
         if length is None:
-            length = max((interval(view, suffix, 1)[2] for view in snapshot.views), default=0)
+            length = longest(snapshot.views, suffix)
         counts: Counter[int] = Counter()
         for run, view in zip(*snapshot, strict=True):
-            begin, end, _ = interval(view, suffix, length)
+            begin, end = interval(view, suffix, length)
             symbols = run.low[begin:end].astype(np.int64)
             if len(run.high):
                 symbols |= run.high[begin:end].astype(np.int64) << 16
@@ -338,8 +337,8 @@ def _checked(tokens: ArrayLike) -> IntArray:
 
 
 def combined(pools: Sequence[Pool]) -> Snapshot:
-    """Return what several pools hold together, as one."""
-    snapshots = [pool.snapshot() for pool in dict.fromkeys(pools)]
+    """Return what several pools hold together, as one: the first pool's last, where the youngest runs stand."""
+    snapshots = [pool.snapshot() for pool in reversed(dict.fromkeys(pools))]
     if len(snapshots) == 1:
         return snapshots[0]
     runs = tuple(run for snapshot in snapshots for run in snapshot.runs)

@@ -171,30 +171,47 @@ def descend(run, above, token, suffix, length, spot):  # type: ignore[no-untyped
             spot[2] = matched(run, row, suffix, min(length, shared + 1))
 
 
-def interval(run: Any, context: IntArray, length: int) -> tuple[int, int, int]:
-    """Return the rows (first, last + 1) of one view whose contexts end with the last `length` tokens of `context`.
+def longest(runs: Records, context: IntArray) -> int:
+    """Return how many of the last tokens of `context` stand together in one of `runs`, `DEPTH` at most."""
+    return int(_longest(runs, context[-DEPTH:][::-1].astype(np.int64), np.zeros(3, np.int64)))
 
-    And how many tokens the longest match has.
-    """
+
+@kernel
+def _longest(runs, suffix, spot):  # type: ignore[no-untyped-def]
+    found = 0
+    for k in range(runs.shape[0]):
+        _locate(runs[k], suffix, spot)
+        found = max(found, spot[1], spot[2])
+    return found
+
+
+@inner
+def _locate(run, suffix, spot):  # type: ignore[no-untyped-def]
+    row, n = np.int64(0), suffix.shape[0]
+    for i in range(n):
+        row = follow(run, row, suffix[n - 1 - i])
+    find_spot(run, row, suffix, n, spot)
+
+
+def interval(run: Any, context: IntArray, length: int) -> tuple[int, int]:
+    """Return the rows (first, last + 1) of one run whose contexts end with the last `length` tokens of `context`."""
     bounds = np.zeros(3, np.int64)
     _interval(run, context[-DEPTH:][::-1].astype(np.int64), length, bounds)
-    return int(bounds[0]), int(bounds[1]), int(bounds[2])
+    return int(bounds[0]), int(bounds[1])
 
 
 @kernel
 def _interval(run, suffix, length, bounds):  # type: ignore[no-untyped-def]
-    row, n = np.int64(0), suffix.shape[0]
-    for i in range(n):
-        row = follow(run, row, suffix[n - 1 - i])
-    find_spot(run, row, suffix, n, bounds)
-    above, below, first, end = bounds[1], bounds[2], row, row
+    _locate(run, suffix, bounds)
+    first, above, below = bounds[0], bounds[1], bounds[2]
+    end = first
     while above >= length and first > 0:
         first -= 1
         above = min(above, _load8(run.lcp, first))
     while below >= length and end < run.rows:
         end += 1
         below = min(below, _load8(run.lcp, end)) if end < run.rows else np.int64(0)
-    bounds[0], bounds[1], bounds[2] = first, end, max(bounds[1], bounds[2])
+    bounds[0], bounds[1] = first, end
 
 
 @inner

@@ -3,11 +3,13 @@
 The weights of a successor are a sum of six sets, picked by the longest context that knows it, by its standing with the
 alignment, by its rank among the recycled logits, by the longest suffix in the pools that knows it, by the token before
 it and by the token itself. They learn at every accepted node from what followed it, from all successors that were
-considered there, and outlive the request.
+considered there, and outlive the request. They start from what they learnt of other text beforehand.
 """
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -45,7 +47,14 @@ _MEMORY = 250.0  # trials after which old ones fade
 _WIDEST = np.float32(8.0)  # log-odds
 
 
-_LAYOUT = b"mixer 1\n"  # of what is saved; another number for another meaning of sets or columns
+LAYOUT = 1
+"""Of what is saved; another number for another meaning of sets or columns."""
+
+SHIPPED = _FIFTH
+"""So many sets, the first ones, say nothing of tokens: what they learn from some text holds for any other."""
+
+_HEADER = b"mixer %d\n" % LAYOUT
+_START = Path(__file__).with_name("weights.npz")
 
 
 class Weights(NamedTuple):
@@ -57,6 +66,24 @@ class Weights(NamedTuple):
 
 
 def fresh_weights() -> Weights:
+    """Return the weights that a grower starts from: learnt beforehand (`examples/train_weights.py`), none by token."""
+    weights, start = untrained_weights(), _start()
+    if start is not None:
+        for array, learnt in zip(weights, start, strict=True):
+            array[: len(learnt)] = learnt
+    return weights
+
+
+@cache
+def _start() -> Weights | None:
+    """Read what was learnt beforehand; None where it is of another layout, as it is until it is learnt again."""
+    with np.load(_START) as file:
+        start = Weights(file["w"], file["energy"], file["trials"])
+        fits = int(file["layout"]) == LAYOUT and start.w.shape == (SHIPPED, COLUMNS) and len(start.trials) == CELLS
+    return start if fits else None
+
+
+def untrained_weights() -> Weights:
     """Return weights that trust the blend of the exact contexts, and where there is none, the other sources."""
     w = np.zeros((_SIXTH + _TOKENS, COLUMNS), np.float32)
     w[1:_SECOND, BLEND] = 1.0
@@ -73,14 +100,14 @@ def fresh_weights() -> Weights:
 
 def save(weights: Weights) -> bytes:
     """Return what `restore` reads."""
-    return _LAYOUT + b"".join(array.astype("<f4").tobytes() for array in weights)
+    return _HEADER + b"".join(array.astype("<f4").tobytes() for array in weights)
 
 
 def restore(weights: Weights, saved: bytes) -> bool:
     """Set `weights` to saved ones; return False and leave them if another version of this file saved those."""
-    if not saved.startswith(_LAYOUT) or len(saved) != len(_LAYOUT) + sum(array.nbytes for array in weights):
+    if not saved.startswith(_HEADER) or len(saved) != len(_HEADER) + sum(array.nbytes for array in weights):
         return False
-    at = len(_LAYOUT)
+    at = len(_HEADER)
     for array in weights:
         array[:] = np.frombuffer(saved, "<f4", array.size, at).reshape(array.shape)
         at += array.nbytes

@@ -24,6 +24,8 @@ class Tree(NamedTuple):
 
 NODES, WAITING, ITEMS = 0, 1, 2  # in `used`
 
+_ALMOST = np.float32(0.7)
+
 
 def empty_tree(budget: int) -> Tree:
     """Return room for `budget` nodes below the root.
@@ -89,6 +91,18 @@ def wait(tree, chance):  # type: ignore[no-untyped-def]
     queue[at] = item
     items[item].chance = chance
     return item
+
+
+@inner
+def has_room_below(tree, node):  # type: ignore[no-untyped-def]
+    """Return whether it is worth asking what follows `node`, the newest.
+
+    Not where the tree fills with others that are almost as likely as the node itself: its successors are less likely.
+    """
+    room = tree.nodes.shape[0] - tree.used[NODES]
+    if tree.used[WAITING] < room:
+        return True
+    return room > 0 and tree.items[tree.queue[0]].chance < _ALMOST * tree.nodes[node].chance
 
 
 @inner
