@@ -13,7 +13,8 @@ from lookahead.pool import files, manifest, recovery
 from lookahead.pool.arrayfile import BLOCK, ArrayFile
 from lookahead.pool.manifest import Entry, Manifest
 
-CHECKED = 8 * BLOCK  # bytes of data that opening compares with their checksums
+CHECKED = 8 * BLOCK  # bytes of data: a store of no more is compared with its checksums at opening
+SAMPLED = 2  # blocks that are drawn of a larger one: they may have to come from a slow disk
 
 _STATE_MAGIC = b"LKHSTATE"
 
@@ -132,11 +133,11 @@ def _open_segments(
 
 
 def _sample(segments: Sequence[ArrayFile]) -> list[tuple[ArrayFile, list[int]]]:
-    """Return the blocks to check: all of them, or as many drawn at random as `CHECKED` allows."""
+    """Return the blocks to check: all of them, or where that is above `CHECKED`, some drawn at random."""
     blocks = [(segment, number) for segment in segments for number in range(segment.blocks)]
     if sum(segment.block_bytes(number) for segment, number in blocks) > CHECKED:
         # A generator of our own: opening a pool must not disturb the caller's draws.
-        blocks = random.Random().sample(blocks, min(len(blocks), CHECKED // BLOCK))
+        blocks = random.Random().sample(blocks, SAMPLED)
     drawn: dict[ArrayFile, list[int]] = {}
     for segment, number in blocks:
         drawn.setdefault(segment, []).append(number)

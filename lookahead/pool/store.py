@@ -5,8 +5,8 @@ the old one: whoever opens the directory sees all of a commit or nothing of it, 
 that are no longer named go last. Readers need no lock and write nothing; what they have mapped stays valid when a
 writer removes it.
 
-**What opening checks.** The manifest, the size and header of every file, and the checksums of up to 8 MiB of data: all
-of it in a small pool, blocks drawn at random in a larger one, because opening must not read a gigabyte. So damage deep
+**What opening checks.** The manifest, the size and header of every file, and checksums of the data: of all of it up to
+8 MiB, of blocks drawn at random in a larger pool, because opening must not read a gigabyte. So damage deep
 in a large segment can go unseen until `verify`. It can make drafts worse, never an output wrong: a draft is only ever
 compared with what the model picks, and whoever reads the arrays checks what it uses as an index.
 """
