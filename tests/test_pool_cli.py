@@ -741,6 +741,7 @@ def test_damage_that_a_sample_misses_is_found(
 ) -> None:
     made, file = damaged
     monkeypatch.setattr("lookahead.pool.snapshot.CHECKED", 0)
+    monkeypatch.setattr("lookahead.pool.snapshot.SAMPLED", 0)
     assert main(["pool", "info", str(made)]) == 0
     assert main(["pool", "info", str(made), "--verify"]) == 1
     capsys.readouterr()
