@@ -1,0 +1,199 @@
+"""Growing a tree and learning from it, compiled: ask all sources about a node, weigh what they say, expand the likeliest."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lookahead.sources.alignment import FIELDS, advance, ask_alignment, expected, state_of
+from lookahead.sources.evidence import (
+    AT_ROOT,
+    BIAS,
+    BLEND,
+    CONTEXTS,
+    DOUBT,
+    Evidence,
+    clear,
+    empty_evidence,
+    log_odds,
+)
+from lookahead.sources.kernels import inner, kernel
+from lookahead.sources.mixer import SETS, chance_of, choose_sets, learn
+from lookahead.sources.pool import ask_pool, read_on
+from lookahead.sources.prompt import (
+    PROMPT,
+    REACH,
+    TOKENS,
+    ask_contexts,
+    hash_contexts,
+    hash_edits,
+    insert,
+    look_up,
+    realign,
+)
+from lookahead.sources.recycle import ask_recycled
+from lookahead.sources.tree import has_room_below, plant, suffix_of, take, wait
+
+_HOPELESS = np.float32(0.002)  # a miss of what is so unlikely teaches nothing
+
+
+class Scratch(NamedTuple):
+    """Room to ask about one node."""
+
+    evidence: Evidence
+    suffix: NDArray[np.int64]  # [REACH] the last tokens, newest first
+    states: NDArray[np.int64]  # [CONTEXTS] hashes
+    slots: NDArray[np.int64]  # [CONTEXTS] where they stand in the index
+    sets: NDArray[np.int64]  # [SETS] weights that a successor uses
+
+
+def empty_scratch() -> Scratch:
+    """Return room to ask about one node after the other."""
+    states, slots = np.zeros(CONTEXTS, np.int64), np.zeros(CONTEXTS, np.int64)
+    return Scratch(empty_evidence(), np.zeros(REACH, np.int64), states, slots, np.zeros(SETS, np.int64))
+
+
+@kernel
+def grow(index, new, pooled, read, recycled, weights, tail, tree, scratch, min_chance, vocab_size):  # type: ignore[no-untyped-def]
+    """Take in the new tokens, then grow `tree` until it is full or no successor is likely enough.
+
+    Args:
+        new: what the index of the prompt has not seen yet; `read`: what the pools have not.
+    """
+    _take_in(index, new, pooled, read, tail, tree, scratch)
+    node = 0
+    while node >= 0:
+        if has_room_below(tree, node):
+            _ask(index, pooled, recycled, weights, tail, tree, scratch, node)
+            _enqueue(weights, tree, scratch, node, min_chance, vocab_size)
+        node = _next(index, tree)
+
+
+# The parts of `grow` and of `learn_from` once more, for the loops that let Python objects speak in between.
+@kernel
+def begin(index, new, pooled, read, recycled, weights, tail, tree, scratch):  # type: ignore[no-untyped-def]
+    _take_in(index, new, pooled, read, tail, tree, scratch)
+    _ask(index, pooled, recycled, weights, tail, tree, scratch, 0)
+
+
+@kernel
+def step(index, pooled, recycled, weights, tail, tree, scratch, node, min_chance, vocab_size):  # type: ignore[no-untyped-def]
+    """Rank the successors of `node`, make the likeliest of all a node, ask about it, and return it."""
+    if has_room_below(tree, node):
+        _enqueue(weights, tree, scratch, node, min_chance, vocab_size)
+    node = _next(index, tree)
+    if node >= 0 and has_room_below(tree, node):
+        _ask(index, pooled, recycled, weights, tail, tree, scratch, node)
+    return node
+
+
+@kernel
+def ask_again(index, pooled, recycled, weights, tail, tree, scratch, node):  # type: ignore[no-untyped-def]
+    _ask(index, pooled, recycled, weights, tail, tree, scratch, node)
+
+
+@kernel
+def learn_at(weights, tree, scratch, node, token):  # type: ignore[no-untyped-def]
+    _learn_all(weights, tree, scratch, node, token)
+
+
+@inner
+def _take_in(index, new, pooled, read, tail, tree, scratch):  # type: ignore[no-untyped-def]
+    insert(index, new, scratch.suffix, scratch.states)
+    read_on(pooled, read)
+    plant(tree, tail[-1], index.place)
+
+
+@inner
+def _ask(index, pooled, recycled, weights, tail, tree, scratch, node):  # type: ignore[no-untyped-def]
+    """Collect what the sources say of the successors of `node`."""
+    suffix, states, slots, evidence = scratch.suffix, scratch.states, scratch.slots, scratch.evidence
+    length, place, size = suffix_of(tree, node, tail, suffix), tree.place[node], index.used[TOKENS]
+    clear(evidence)
+    if size > 0:
+        hash_contexts(suffix, length, size - index.used[PROMPT] + tree.nodes[node].depth, states)
+        realign(index, states, place)
+        hash_edits(suffix, length, expected(place, index.tokens, size), states)
+        look_up(index, states, slots)
+        ask_contexts(index, slots, node == 0, evidence)
+        ask_alignment(place, index.tokens, size, weights.trials, evidence)
+    if pooled.runs.shape[0] > 0:
+        ask_pool(pooled, tree, node, suffix, length, evidence)
+    ask_recycled(recycled, suffix[1] if length > 1 else np.int64(-1), suffix[0], evidence)
+
+
+@inner
+def _enqueue(weights, tree, scratch, node, min_chance, vocab_size):  # type: ignore[no-untyped-def]
+    """Let the successors of `node` wait that are likely enough."""
+    evidence, parent, alignment = scratch.evidence, tree.nodes[node], state_of(tree.place[node])
+    for j in range(evidence.size[0]):
+        row = evidence.rows[j]
+        if row.token >= vocab_size:
+            continue
+        weight = _weight(weights, evidence, j, node, parent, alignment, scratch.sets)
+        chance = parent.chance * weight
+        at = wait(tree, chance) if chance >= min_chance else -1
+        if at >= 0:
+            item = tree.items[at]
+            item.token, item.parent, item.source, item.weight = row.token, node, _source(row), weight
+
+
+@inner
+def _weight(weights, evidence, j, node, parent, alignment, sets):  # type: ignore[no-untyped-def]
+    """Return the chance that successor j of `node` is accepted if the node is."""
+    row, x = evidence.rows[j], evidence.x[j]
+    x[BIAS], x[BLEND] = 1.0, log_odds(row.blend)
+    x[AT_ROOT], x[DOUBT] = node == 0, 1.0 - parent.weight
+    choose_sets(evidence, j, alignment, parent.token, sets)
+    return chance_of(weights, x, sets)
+
+
+@inner
+def _source(row):  # type: ignore[no-untyped-def]
+    """Return the code of the source that says most of a successor."""
+    if row.cell == 0:
+        if row.recycled > max(row.blend, row.pool_blend):
+            return 2
+        if row.pool_blend > row.blend:
+            return 3
+        if row.guest > 0 and row.blend == 0.0:
+            return 3 + row.guest
+    return 1
+
+
+@inner
+def _next(index, tree):  # type: ignore[no-untyped-def]
+    """Make the likeliest successor a node and return it, -1 when the tree is done."""
+    node = take(tree)
+    if node > 0:
+        for i in range(FIELDS):
+            tree.place[node, i] = tree.place[tree.nodes[node].parent, i]
+        advance(tree.place[node], index.tokens, index.used[TOKENS], tree.nodes[node].token)
+    return node
+
+
+@kernel
+def learn_from(index, pooled, recycled, weights, tail, tree, scratch, path, committed, nodes):  # type: ignore[no-untyped-def]
+    """Learn from what followed every accepted node: ask again, and compare all that was considered.
+
+    Args:
+        nodes: the node of `tree` that each verified node was.
+    """
+    for a in range(min(path.shape[0], committed.shape[0])):
+        node = nodes[path[a]]
+        if node >= 0:
+            _ask(index, pooled, recycled, weights, tail, tree, scratch, node)
+            _learn_all(weights, tree, scratch, node, committed[a])
+
+
+@inner
+def _learn_all(weights, tree, scratch, node, token):  # type: ignore[no-untyped-def]
+    """Learn that `token` followed `node`, about which `scratch` holds the evidence."""
+    evidence, parent, alignment = scratch.evidence, tree.nodes[node], state_of(tree.place[node])
+    for j in range(evidence.size[0]):
+        row, hit = evidence.rows[j], evidence.rows[j].token == token
+        weight = _weight(weights, evidence, j, node, parent, alignment, scratch.sets)
+        if hit or weight > _HOPELESS:
+            learn(weights, evidence.x[j], scratch.sets, row.cell, hit)
