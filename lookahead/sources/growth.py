@@ -1,4 +1,4 @@
-"""Growing a tree and learning from it, compiled: ask all sources about a node, weigh what they say, expand the likeliest."""
+"""Growing a tree and learning from it, compiled: ask all sources about a node, weigh it all, expand the likeliest."""
 
 from __future__ import annotations
 
