@@ -53,7 +53,7 @@ class Lookahead:
         pool: n-grams that outlive requests: a `Pool`, its directory (made if it is not there), or several of either,
             which are asked together.
         remember: what is added to the first pool when a request has ended: "output" (what was generated), "all" (the
-            prompt too), or None for nothing.
+            prompt too), or None for nothing, nor what is learnt about the evidence.
 
     Raises:
         InvalidArgument: `nodes` is not a whole number in [0, 4096], `drafter` is no `Drafter`, …
@@ -97,6 +97,8 @@ class Lookahead:
         options: dict[str, Any] = {} if sources is None else {"sources": sources}
         self._memory = Memory(pool, tokenizer, remember)
         self.drafter = drafter or Grower(vocab_size=int(model.config.vocab_size), pools=self.pools, **options)
+        if isinstance(self.drafter, Grower) and self._memory.remember is not None:
+            self.drafter.keep_learnt()
         self.last: Run | None = None
 
     @property

@@ -33,7 +33,7 @@ class Grower(Drafter):
     """Grows one tree a step from all sources, always at the node that is likeliest to be accepted.
 
     What it learns (the weights of the evidence, the recycled logits) outlives a request and is shared by all rows. It
-    starts from what the first of the pools keeps, and every pool that is open for writing keeps it in turn.
+    starts from what the first of the pools keeps; see `keep_learnt`.
 
     Args:
         sources: whom to ask: "prompt" (n-grams of the row's own context), "pool" (n-grams of `pools`), "recycle" (the
@@ -64,6 +64,9 @@ class Grower(Drafter):
         calibration = next((pool.calibration for pool in self.pools if pool.calibration), None)
         if calibration is not None:
             restore(self.weights, calibration)
+
+    def keep_learnt(self) -> None:
+        """Let the pools write, with what is added to them, what is learnt from here on."""
         for pool in self.pools:
             pool.keep_calibration(partial(save, self.weights))
 

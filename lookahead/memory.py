@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any, Literal
 
 import numpy as np
@@ -81,6 +82,7 @@ class Memory:
 
     def close(self) -> None:
         """Close the pools that were opened here."""
-        for pool in self._opened:
-            pool.close()
-        self.check()
+        with ExitStack() as stack:  # all of them, also where one fails
+            stack.callback(self.check)
+            for pool in self._opened:
+                stack.callback(pool.close)

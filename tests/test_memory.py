@@ -123,6 +123,28 @@ def test_what_was_learnt_starts_the_next_process(model: Any, tmp_path: Path) -> 
         assert (Grower().weights.w != learnt).any()
 
 
+def test_what_is_learnt_stays_out_of_the_pool_too_where_that_is_asked(model: Any) -> None:
+    pool = Pool()
+    Lookahead(model, pool=pool).generate(PROMPT, max_new_tokens=16)
+    before = pool.calibration
+    assert before is not None
+    Lookahead(model, pool=pool, remember=None).generate(PROMPT + 1, max_new_tokens=32)
+    assert pool.calibration == before
+    Lookahead(model, pool=pool).generate(PROMPT + 2, max_new_tokens=32)
+    assert pool.calibration != before
+
+
+def test_closing_closes_every_pool(model: Any, tmp_path: Path) -> None:
+    la = Lookahead(model, pool=[tmp_path / "one", tmp_path / "two"])
+    la.pools[1].close()
+    with (
+        mock.patch.object(la.pools[1], "close", side_effect=PoolError("disk full")),
+        pytest.raises(PoolError, match="disk full"),
+    ):
+        la.close()
+    Pool(tmp_path / "one").close()
+
+
 def test_a_reader_adds_nothing(model: Any, tmp_path: Path) -> None:
     with Pool(tmp_path) as pool:
         pool.add([1, 2, 3])
