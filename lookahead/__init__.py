@@ -6,10 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lookahead.constrain import GrammarProcessor
     from lookahead.draft import Draft
     from lookahead.drafter import Drafter
     from lookahead.engine import Lookahead, generate
     from lookahead.errors import (
+        GrammarError,
         InvalidArgument,
         InvalidDraft,
         InvalidInput,
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
         UnsupportedCache,
         UnsupportedModel,
     )
+    from lookahead.grammar import Grammar
     from lookahead.grow import Grower
     from lookahead.loading import demo_path
     from lookahead.pool.pool import Pool
@@ -34,6 +37,9 @@ __version__ = "0.1.0"
 _HOME = {
     "Draft": "draft",
     "Drafter": "drafter",
+    "Grammar": "grammar",
+    "GrammarError": "errors",
+    "GrammarProcessor": "constrain",
     "Grower": "grow",
     "InvalidArgument": "errors",
     "InvalidDraft": "errors",
@@ -59,6 +65,9 @@ _HOME = {
 __all__ = [
     "Draft",
     "Drafter",
+    "Grammar",
+    "GrammarError",
+    "GrammarProcessor",
     "Grower",
     "InvalidArgument",
     "InvalidDraft",

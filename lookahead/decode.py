@@ -44,6 +44,9 @@ class Decoder:
     ) -> None:
         self._target, self._sampler, self._progress, self._contexts = target, sampler, progress, contexts
         self._drafters, self._nodes, self._vocab = drafters, nodes, vocab
+        grammar = next(iter(sampler.grammars), None)
+        self._matchers = [None if grammar is None else grammar.matcher(row) for row in range(progress.rows)]
+        self._obeys = [m is None or d.obey(m) for d, m in zip(drafters, self._matchers, strict=False)]
         self.passes: list[Pass] = []
 
     def run(self, prefill: Tensor) -> None:
@@ -82,8 +85,14 @@ class Decoder:
         depth = depth if room is None else min(depth, room)
         if progress.is_padding(row):
             return Draft.chain([last] + [progress.padding] * min(self._nodes, depth))
-        draft = self._drafters[row].propose(self._contexts.view(row, progress.length[row]), self._nodes)
-        return self._checked(draft, last, row).deduplicate().cut(self._nodes, depth=depth)
+        matcher, length = self._matchers[row], progress.length[row]
+        if matcher is not None:
+            matcher.settle(self._contexts.generated(row, length))
+        draft = self._drafters[row].propose(self._contexts.view(row, length), self._nodes)
+        draft = self._checked(draft, last, row).deduplicate()
+        if matcher is not None and not self._obeys[row]:
+            draft = matcher.prune(draft)
+        return draft.cut(self._nodes, depth=depth)
 
     def _forward(self, drafts: list[Draft], columns: list[int]) -> tuple[list[Draft], Any]:
         """Run the pass; return the drafts that ran and the best successors of their nodes.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from lookahead.draft import Draft, IntArray
+from lookahead.matcher import Matcher
 from lookahead.trace import Step
 
 
@@ -18,6 +19,16 @@ class Drafter(ABC):
     def start(self, context: IntArray) -> Drafter:
         """Return the drafter of one row whose context so far is `context` ([L] int32, padding left out)."""
         return self
+
+    def obey(self, matcher: Matcher) -> bool:
+        """Take notice of the grammar that this row's text follows.
+
+        Called once, on what `start` returned. `matcher` is settled on the text so far whenever `propose` is called.
+
+        Returns:
+            Whether all that is proposed will be allowed; otherwise the caller prunes it.
+        """
+        return False
 
     @abstractmethod
     def propose(self, context: IntArray, budget: int) -> Draft:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 from torch import Tensor
@@ -13,15 +14,18 @@ from transformers.generation import (
 )
 
 from lookahead.cache import BLOCK, require_ordinary
+from lookahead.constrain import GrammarProcessor
 from lookahead.decode import Decoder
 from lookahead.drafter import Drafter
 from lookahead.errors import InvalidArgument
 from lookahead.families import require_supported
+from lookahead.grammar import Grammar
 from lookahead.grow import Grower
 from lookahead.memory import Memory, PoolLike, Remember
 from lookahead.pool.pool import Pool
 from lookahead.progress import Contexts, Progress, Records, Stops
 from lookahead.request import (
+    end_tokens,
     ids_mask,
     last_positions,
     padding_mask,
@@ -106,6 +110,24 @@ class Lookahead:
         """The pools that it drafts from."""
         return self._memory.pools
 
+    def beside(self, pool: PoolLike) -> Lookahead:
+        """Return another `Lookahead` that drafts from `pool` too, adds its outputs to it, and shares what is learnt.
+
+        For texts of one kind, which resemble each other more than the rest. Close it to close a pool given as a
+        directory.
+
+        Raises:
+            InvalidArgument: this one has a drafter of its own.
+            PoolError: the pool cannot be used; see `Pool`.
+        """
+        if not isinstance(self.drafter, Grower):
+            raise InvalidArgument("a pool belongs to the default drafter; this Lookahead was given another")
+        other = copy(self)
+        other._memory = Memory(pool, self.tokenizer, "output")
+        other.drafter = self.drafter.beside(other._memory.pools)
+        other.last = None
+        return other
+
     def close(self) -> None:
         """Write and close the pools whose directories were given. Done by itself when the process ends in order."""
         self._memory.close()
@@ -116,15 +138,34 @@ class Lookahead:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **arguments: Any) -> Any:
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: Any = None,
+        *,
+        grammar: Grammar | Sequence[Grammar | None] | None = None,
+        **arguments: Any,
+    ) -> Any:
         """Return what `model.generate(inputs, generation_config, **arguments)` returns; see `lookahead.generate`."""
         streamer = arguments.get("streamer")
+        if grammar is not None:
+            given = {"generation_config": generation_config, **arguments}
+            arguments["logits_processor"] = [*(arguments.get("logits_processor") or []), self._obeying(grammar, given)]
         arguments = served_arguments(self.model, {"generation_config": generation_config, **arguments}, self.tokenizer)
 
         def call(model: Any, input_ids: Tensor, **prepared: Any) -> Any:
             return self._decode(model, input_ids, streamer=streamer, **prepared)
 
         return self.model.generate(inputs, custom_generate=call, **arguments)
+
+    def _obeying(self, grammar: Any, arguments: dict[str, Any]) -> GrammarProcessor:
+        """Return the processor of `grammar=`; texts end as they do in the rest of the call."""
+        given = arguments.get("tokenizer")
+        tokenizer = self.tokenizer if given is None else given
+        if tokenizer is None:
+            fix = "pass tokenizer=, or make the Lookahead with one"
+            raise InvalidArgument(f"grammar needs the model's tokenizer; {fix}")
+        return GrammarProcessor(grammar, tokenizer, eos_token_id=end_tokens(self.model, arguments))
 
     def __call__(
         self,
@@ -224,6 +265,8 @@ class Lookahead:
         require_ordinary(cache)
         mask = padding_mask(model_kwargs.get("attention_mask"), cache.get_seq_length())
         contexts = Contexts(input_ids.cpu().numpy(), ids_mask(mask, input_ids))
+        for processor in sampler.grammars:
+            processor.begin(progress.rows, input_ids.shape[1], logits.shape[-1])
         with sampler.undisturbed():
             rows = range(progress.rows if self.nodes else 0)
             drafters = [self.drafter.start(contexts.view(row, 0)) for row in rows]
@@ -238,6 +281,8 @@ class Lookahead:
             self._memory.add([(contexts.view(row, 0), progress.generated(row)) for row in range(progress.rows)])
         finally:
             sampler.finish(progress.settled)
+            for processor in sampler.grammars:
+                processor.close()
             if give_back:
                 target.give_back(cache, max(min(progress.settled - 1, target.cache.complete), 0))
             self.last = Run(progress.settled, tuple(decoder.passes))
@@ -266,6 +311,9 @@ def generate(
         model: a causal language model of a served family.
         inputs: [B, L] token ids, as for `model.generate()`; or give `input_ids=`.
         generation_config: as for `model.generate()`.
+        grammar: what the output must be, for all rows, or one for each row of the batch (None: that row is free). The
+            output is what `model.generate()` gives with `grammar.processor(tokenizer)` as the last of your logits
+            processors, and drafts follow it. Needs `tokenizer=`. With `custom_generate=la` pass that processor instead.
         drafter, sources, nodes, pool, remember: see `Lookahead`; a pool given as a directory is closed at the end.
 
     >>> lookahead.generate(model, **tokenizer("def add(", return_tensors="pt"), max_new_tokens=64)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterable
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -11,9 +13,11 @@ import numpy as np
 from lookahead.draft import Draft, FloatArray, IntArray
 from lookahead.drafter import Drafter
 from lookahead.errors import InvalidArgument
+from lookahead.matcher import Matcher
 from lookahead.pool.pool import Pool, combined
 from lookahead.sources.evidence import GUESTS, add_guest
 from lookahead.sources.growth import ask_again, begin, empty_scratch, grow, learn_at, learn_from, step
+from lookahead.sources.guide import guide
 from lookahead.sources.mixer import Weights, fresh_weights, restore, save
 from lookahead.sources.pool import Reader, no_pool, pooled
 from lookahead.sources.prompt import REACH, Index, Prompt, no_index
@@ -22,8 +26,10 @@ from lookahead.sources.source import Source
 from lookahead.sources.tree import NODES, empty_tree, match_nodes
 from lookahead.trace import Step
 
-SOURCES = ("unknown", "prompt", "recycle", "pool")
+SOURCES = ("unknown", "prompt", "recycle", "pool", "grammar")
 """Names of the codes in `Draft.source`; the code of the i-th `Source` object is `len(SOURCES) + i`."""
+
+ENTER = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
 _NONE = np.zeros(0, np.int32)
 _LARGEST_TOKEN = int(np.iinfo(np.int32).max)
@@ -65,6 +71,14 @@ class Grower(Drafter):
         if calibration is not None:
             restore(self.weights, calibration)
 
+    def beside(self, pools: Iterable[Pool]) -> Grower:
+        """Return a grower that asks `pools` too, before its own, and shares with this one all that is learnt."""
+        other = copy(self)
+        other.sources = self.sources if "pool" in self.sources else (*self.sources, "pool")
+        other.pools = (*pools, *self.pools)
+        _check(other.sources, other.pools, self.vocab_size, self.min_chance)
+        return other
+
     def keep_learnt(self) -> None:
         """Let the pools write, with what is added to them, what is learnt from here on."""
         for pool in self.pools:
@@ -92,7 +106,15 @@ class Row(Drafter):
         self._said: list[list[tuple[IntArray, FloatArray]]] = []  # by the guests, of every node
         self._new = self._read = self._tail = _NONE
         self._tree = empty_tree(0)
+        self._matcher: Matcher | None = None
         self._scratch = empty_scratch()
+        self._guide = self._scratch.evidence.guide
+        self._failure: BaseException | None = None
+
+    def obey(self, matcher: Matcher) -> bool:
+        self._matcher = matcher
+        self._entered = ENTER(self._enter)  # held here: the kernels know its address only
+        return True
 
     def propose(self, context: IntArray, budget: int) -> Draft:
         if len(context) == 0:
@@ -104,10 +126,14 @@ class Row(Drafter):
         self._new = _NONE if self._prompt is None else self._prompt.fresh(context)
         self._read = self._reader.fresh(context, self._pooled)
         self._tail = np.array(context[-REACH:], np.int32)
+        if self._matcher is not None:
+            self._matcher.reserve(2 * budget + 16)
+            self._look_at(self._matcher)
         if self._guests:
             self._grow_with_guests(context)
         else:
             grow(self._index, self._new, self._pooled, self._read, *self._knowledge, *self._limits)
+        self._raise_failure()
         nodes = self._tree.nodes[: self._tree.used[NODES]]
         return Draft(nodes["token"], nodes["parent"], nodes["weight"], nodes["source"])
 
@@ -115,6 +141,8 @@ class Row(Drafter):
         draft, recycled = step.draft, self._grower.recycled
         nodes = np.empty(len(draft), np.int32)
         match_nodes(self._tree, draft.tokens, draft.parents, nodes)
+        if self._matcher is not None:
+            self._look_at(self._matcher)
         if self._guests:
             self._learn_with_guests(step, nodes)
         else:
@@ -122,8 +150,32 @@ class Row(Drafter):
         if len(recycled.key) and len(step.top_tokens) == len(draft):
             before = int(self._tail[-2]) if len(self._tail) > 1 else -1
             remember(recycled, before, draft.tokens, draft.parents, step.top_tokens, step.top_logits)
+        self._raise_failure()
         for guest in self._guests:
             guest.observe(step)
+
+    def _look_at(self, matcher: Matcher) -> None:
+        """Let the kernels see the matcher's masks, which it may have moved."""
+        if self._guide.masks is not matcher.masks:
+            address = ctypes.cast(self._entered, ctypes.c_void_p).value or 0
+            self._guide = guide(matcher.masks, matcher.spelling, matcher.keys, matcher.ends, address)
+            self._scratch = empty_scratch(self._guide)
+
+    def _enter(self, state: int, token: int) -> int:
+        """Return the matcher's state after one more token, for the kernels; no exception may leave it."""
+        try:
+            assert self._matcher is not None
+            if state < 0:
+                return self._matcher.root if self._matcher.enter_at(self._matcher.root) else -1
+            return self._matcher.enter(state, token)
+        except BaseException as error:
+            self._failure = error
+            return -1
+
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     @property
     def _index(self) -> Index:

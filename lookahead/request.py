@@ -44,6 +44,12 @@ def _setting(model: Any, arguments: dict[str, Any], name: str) -> Any:
     return arguments.get(name)
 
 
+def end_tokens(model: Any, arguments: dict[str, Any]) -> list[int] | None:
+    """Return the tokens that end a text in a call of `generate()`, None where none are set."""
+    ends = _setting(model, arguments, "eos_token_id")
+    return None if ends is None else torch.as_tensor(ends).flatten().tolist()
+
+
 def _with_stop_strings(model: Any, arguments: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
     """Turn `stop_strings`, wherever they are set, into the criterion that `transformers` lacks the tokenizer for."""
     strings = _setting(model, arguments, "stop_strings")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers.generation import logits_process as hf
 
+from lookahead.constrain import GrammarProcessor
 from lookahead.draft import FloatArray, IntArray
 from lookahead.topk import best_tokens
 
@@ -26,6 +27,7 @@ ROW_LOCAL = ROW_PURE | {
     hf.EncoderRepetitionPenaltyLogitsProcessor, hf.NoRepeatNGramLogitsProcessor, hf.EncoderNoRepeatNGramLogitsProcessor,
     hf.SequenceBiasLogitsProcessor, hf.NoBadWordsLogitsProcessor, hf.ForcedBOSTokenLogitsProcessor,
     hf.ForcedEOSTokenLogitsProcessor, hf.ExponentialDecayLengthPenalty, hf.SuppressTokensAtBeginLogitsProcessor,
+    GrammarProcessor,
 }  # fmt: skip
 # Sums along a row may round differently for one row and for many on an accelerator: only these are safe there.
 SAME_AT_ONCE = ROW_PURE - {hf.TopPLogitsWarper, hf.TypicalLogitsWarper}
@@ -87,6 +89,7 @@ class Sampler:
     Attributes:
         lockstep: whether all rows have to be picked together, column by column: a processor that may look at other
             rows or keep state is called once a column, in order, as plain `generate()` calls it.
+        grammars: those of the processors that drafters may ask.
     """
 
     def __init__(
@@ -104,7 +107,10 @@ class Sampler:
         kinds = {type(p) for p in processors}
         self.needs_ids = not kinds <= ROW_PURE
         self._at_once = bool(kinds) and kinds <= (ROW_PURE if device.type == "cpu" else SAME_AT_ONCE)
-        self._direct = not processors and not do_sample and recorder is None
+        self.grammars: list[GrammarProcessor] = [p for p in processors if type(p) is GrammarProcessor]
+        greedy = not do_sample and recorder is None
+        self._direct = greedy and not processors
+        self._masked = greedy and kinds == {GrammarProcessor} and len(self.grammars) == 1
         local = kinds <= ROW_LOCAL
         ledger = do_sample and rows > 1 and local and not ordered and draws_match(device)
         self._ledger = NoiseLedger(rows, device) if ledger else None
@@ -137,6 +143,10 @@ class Sampler:
         """
         if self._direct:
             return {row: self._picks[row][node] for row, node in nodes.items()}
+        if self._masked and ids is not None:
+            return {row: self.grammars[0].best(row, ids, self._logits[row, node]) for row, node in nodes.items()}
+        for grammar in self.grammars:
+            grammar.picking(nodes)
         # Processors that look at ids were made for the whole batch; rows that pick nothing are along for the ride.
         rows = list(range(self._rows)) if self.needs_ids else list(nodes)
         scores, raw = self._process(rows, [nodes.get(row, 0) for row in rows], ids)

@@ -53,7 +53,7 @@ BUILT = [
 
 
 def test_every_processor_that_rows_may_be_asked_alone_is_tried_here() -> None:
-    assert {type(processor) for processor in BUILT} == ROW_LOCAL
+    assert {type(processor) for processor in BUILT} == ROW_LOCAL - {GrammarProcessor}  # which has laws of its own
 
 
 @pytest.mark.parametrize("processor", BUILT, ids=lambda p: type(p).__name__)

@@ -225,7 +225,7 @@ def hush(heard):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _name(heard, token):  # type: ignore[no-untyped-def]
+def name_of(heard, token):  # type: ignore[no-untyped-def]
     """Return the index of the name `token`, a new one if need be; -1 when all are in use."""
     slot = np.int64(token) & (heard.slots.shape[0] - 1)
     while heard.slots[slot] > 0:
@@ -252,7 +252,7 @@ def _add(heard, symbol, count, first, last):  # type: ignore[no-untyped-def]
         heard.totals[k] += count
     if symbol == 0:
         return
-    j = _name(heard, symbol - 1)
+    j = name_of(heard, symbol - 1)
     if j >= 0:
         for k in range(first, last + 1):
             heard.counts[j, k] += count

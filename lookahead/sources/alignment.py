@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from lookahead.sources.evidence import COPIED, DIVERTED, REGAINED, deny, log_odds, row_of
+from lookahead.sources.evidence import COPIED, DIVERTED, REGAINED, deny, log_odds
+from lookahead.sources.forced import row_or_closer
 from lookahead.sources.kernels import inner
 
 AT = 0  # the token that comes next, if copying goes on; -1: not aligned
@@ -92,7 +93,7 @@ def ask_alignment(place, tokens, size, trials, evidence):  # type: ignore[no-unt
     for skip in range(1 if place[GAP] == 0 else _SKIP + 1):
         if place[AT] + skip >= size:
             break
-        j = row_of(evidence, tokens[place[AT] + skip])
+        j = row_or_closer(evidence, tokens[place[AT] + skip])
         if j < 0 or evidence.rows[j].cell > 0:
             continue
         cell = _cell(place, skip)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lookahead.draft import FloatArray, IntArray
 from lookahead.pool.search import LENGTHS
+from lookahead.sources.guide import Guide, limited, no_guide, permits
 from lookahead.sources.kernels import Records, inner, kernel, records
 
 WIDTH = 32
@@ -43,7 +44,9 @@ POOL_ONLY, POOL_COUNT, POOL_RIVALS = (CONTEXTS + 16 + i for i in range(3))  # in
 FIRST_POOL = CONTEXTS + 19  # by the suffix of each length in the pools
 FIRST_GUEST = FIRST_POOL + LENGTHS.shape[0]  # one column for each source that is a Python object
 GUESTS = 4
-COLUMNS = -(-(FIRST_GUEST + GUESTS) // 16) * 16  # whole vectors of the processor; the last ones stay 0
+NAMED, COVERED = (FIRST_GUEST + GUESTS + i for i in range(2))  # by the grammar
+ORDER, ECHO, COUNTED = (FIRST_GUEST + GUESTS + 2 + i for i in range(3))  # by the keys of JSON objects
+COLUMNS = -(-(FIRST_GUEST + GUESTS + 5) // 16) * 16  # whole vectors of the processor; the last ones stay 0
 
 _CLIP = np.float32(4.0)
 _LOG = np.log(np.arange(1024, dtype=np.float32) + np.float32(0.4))
@@ -58,17 +61,21 @@ class Evidence(NamedTuple):
     x: FloatArray  # [WIDTH, COLUMNS] of a row not in use it equals `absent`
     absent: FloatArray  # [COLUMNS] the x of a token that nobody has named yet
     size: NDArray[np.int64]  # [1] rows in use
+    own: IntArray  # [WIDTH] counts of the closers in one context
+    guide: Guide  # what the grammar allows; what it does not gets no row
 
 
-def empty_evidence() -> Evidence:
+def empty_evidence(guide: Guide | None = None) -> Evidence:
     """Return room for the successors of one node.
 
     Fields of a row: the token; its chance by the exact contexts blended, by the recycled logits, by the pools blended;
     1 + the index of the longest exact context and of the longest suffix in the pools that knows it, the alignment's
-    cell that named it, and 1 + the index of the Python source that did, 0 where none does.
+    cell that named it, and 1 + the index of the Python source that did, 0 where none does; 1 where the grammar or a key
+    named it, 2 where it closes what was begun.
     """
     rows = records(
-        WIDTH, token="i4", blend="f4", recycled="f4", pool_blend="f4", longest="i4", pooled="i4", cell="i4", guest="i4"
+        WIDTH, token="i4", blend="f4", recycled="f4", pool_blend="f4", longest="i4", pooled="i4", cell="i4", guest="i4",
+        named="i4",
     )
     return Evidence(
         rows=rows,
@@ -76,6 +83,8 @@ def empty_evidence() -> Evidence:
         x=np.zeros((WIDTH, COLUMNS), np.float32),
         absent=np.zeros(COLUMNS, np.float32),
         size=np.zeros(1, np.int64),
+        own=np.zeros(WIDTH, np.int32),
+        guide=no_guide() if guide is None else guide,
     )
 
 
@@ -100,7 +109,9 @@ def find(evidence, token):  # type: ignore[no-untyped-def]
 
 @inner
 def row_of(evidence, token):  # type: ignore[no-untyped-def]
-    """Return the row of `token` (not negative), a new one if need be; -1 when all rows are taken."""
+    """Return the row of `token` (not negative), a new one if need be; -1 when it may not follow or all are taken."""
+    if limited(evidence.guide) and not permits(evidence.guide, token):
+        return np.int64(-1)
     found, n = find(evidence, token), evidence.size[0]
     if found >= 0 or n == WIDTH:
         return found
@@ -108,6 +119,7 @@ def row_of(evidence, token):  # type: ignore[no-untyped-def]
     evidence.tokens[n] = token
     row.token, row.blend, row.recycled = token, 0.0, 0.0
     row.longest, row.pooled, row.pool_blend, row.cell, row.guest = 0, 0, 0.0, 0, 0
+    row.named = 0
     evidence.size[0] = n + 1
     return n
 

@@ -19,7 +19,10 @@ from lookahead.sources.evidence import (
     empty_evidence,
     log_odds,
 )
+from lookahead.sources.forced import is_forced, name_closers, name_few
+from lookahead.sources.guide import Guide, enter, limited
 from lookahead.sources.kernels import inner, kernel
+from lookahead.sources.keys import ask_keys, move
 from lookahead.sources.mixer import SETS, chance_of, choose_sets, learn
 from lookahead.sources.pool import ask_pool, read_on
 from lookahead.sources.prompt import (
@@ -34,7 +37,7 @@ from lookahead.sources.prompt import (
     realign,
 )
 from lookahead.sources.recycle import ask_recycled
-from lookahead.sources.tree import has_room_below, plant, suffix_of, take, wait
+from lookahead.sources.tree import CURSOR, OFFSET, has_room_below, plant, suffix_of, take, wait
 
 _HOPELESS = np.float32(0.002)  # a miss of what is so unlikely teaches nothing
 
@@ -49,10 +52,10 @@ class Scratch(NamedTuple):
     sets: NDArray[np.int64]  # [SETS] weights that a successor uses
 
 
-def empty_scratch() -> Scratch:
+def empty_scratch(guide: Guide | None = None) -> Scratch:
     """Return room to ask about one node after the other."""
     states, slots = np.zeros(CONTEXTS, np.int64), np.zeros(CONTEXTS, np.int64)
-    return Scratch(empty_evidence(), np.zeros(REACH, np.int64), states, slots, np.zeros(SETS, np.int64))
+    return Scratch(empty_evidence(guide), np.zeros(REACH, np.int64), states, slots, np.zeros(SETS, np.int64))
 
 
 @kernel
@@ -112,6 +115,12 @@ def _ask(index, pooled, recycled, weights, tail, tree, scratch, node):  # type: 
     suffix, states, slots, evidence = scratch.suffix, scratch.states, scratch.slots, scratch.evidence
     length, place, size = suffix_of(tree, node, tail, suffix), tree.place[node], index.used[TOKENS]
     clear(evidence)
+    if not enter(evidence.guide, tree, node):
+        return
+    if is_forced(evidence.guide):
+        name_few(evidence)
+        return
+    name_closers(evidence)
     if size > 0:
         hash_contexts(suffix, length, size - index.used[PROMPT] + tree.nodes[node].depth, states)
         realign(index, states, place)
@@ -122,6 +131,8 @@ def _ask(index, pooled, recycled, weights, tail, tree, scratch, node):  # type: 
     if pooled.runs.shape[0] > 0:
         ask_pool(pooled, tree, node, suffix, length, evidence)
     ask_recycled(recycled, suffix[1] if length > 1 else np.int64(-1), suffix[0], evidence)
+    ask_keys(evidence, suffix, length, np.int64(tree.nodes[node].cursor), np.int64(tree.nodes[node].offset))
+    name_few(evidence)
 
 
 @inner
@@ -132,12 +143,24 @@ def _enqueue(weights, tree, scratch, node, min_chance, vocab_size):  # type: ign
         row = evidence.rows[j]
         if row.token >= vocab_size:
             continue
-        weight = _weight(weights, evidence, j, node, parent, alignment, scratch.sets)
+        weight = np.float32(1.0)
+        if not is_forced(evidence.guide):
+            weight = _weight(weights, evidence, j, node, parent, alignment, scratch.sets)
         chance = parent.chance * weight
         at = wait(tree, chance) if chance >= min_chance else -1
         if at >= 0:
             item = tree.items[at]
             item.token, item.parent, item.source, item.weight = row.token, node, _source(row), weight
+            item.cursor, item.offset = _moved(scratch, parent, row.token)
+
+
+@inner
+def _moved(scratch, parent, token):  # type: ignore[no-untyped-def]
+    """Return where `token` behind the node that was asked about stands among the keys."""
+    cursor, offset = np.int64(parent.cursor), np.int64(parent.offset)
+    if not limited(scratch.evidence.guide):
+        return cursor, offset
+    return move(scratch.evidence.guide, scratch.suffix[1], np.int64(parent.token), np.int64(token), cursor, offset)
 
 
 @inner
@@ -158,8 +181,10 @@ def _source(row):  # type: ignore[no-untyped-def]
             return 2
         if row.pool_blend > row.blend:
             return 3
-        if row.guest > 0 and row.blend == 0.0:
-            return 3 + row.guest
+        if row.blend == 0.0 and row.guest > 0:
+            return 4 + row.guest
+        if row.blend == 0.0 and row.named > 0:
+            return 4
     return 1
 
 
@@ -192,6 +217,9 @@ def learn_from(index, pooled, recycled, weights, tail, tree, scratch, path, comm
 def _learn_all(weights, tree, scratch, node, token):  # type: ignore[no-untyped-def]
     """Learn that `token` followed `node`, about which `scratch` holds the evidence."""
     evidence, parent, alignment = scratch.evidence, tree.nodes[node], state_of(tree.place[node])
+    tree.used[CURSOR], tree.used[OFFSET] = _moved(scratch, parent, token)
+    if is_forced(evidence.guide):
+        return
     for j in range(evidence.size[0]):
         row, hit = evidence.rows[j], evidence.rows[j].token == token
         weight = _weight(weights, evidence, j, node, parent, alignment, scratch.sets)

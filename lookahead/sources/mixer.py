@@ -1,9 +1,10 @@
 """One chance from all evidence: logistic mixing with online learning, as in context-mixing compressors (Mahoney 2005).
 
-The weights of a successor are a sum of six sets, picked by the longest context that knows it, by its standing with the
-alignment, by its rank among the recycled logits, by the longest suffix in the pools that knows it, by the token before
-it and by the token itself. They learn at every accepted node from what followed it, from all successors that were
-considered there, and outlive the request. They start from what they learnt of other text beforehand.
+The weights of a successor are a sum of seven sets, picked by the longest context that knows it, by its standing with
+the alignment, by its rank among the recycled logits, by the longest suffix in the pools that knows it, by what the
+grammar allows beside it, by the token before it and by the token itself. They learn at every accepted node from what
+followed it, from all successors that were considered there, and outlive the request. They start from what they learnt
+of other text beforehand.
 """
 
 from __future__ import annotations
@@ -23,17 +24,22 @@ from lookahead.sources.evidence import (
     BY_TOKEN,
     COLUMNS,
     COPIED,
+    COVERED,
+    ECHO,
     EXACT,
     FAVOURITE,
     FIRST_EDIT,
     FIRST_GUEST,
     GUESTS,
+    NAMED,
+    ORDER,
     POOL_BLEND,
     REGAINED,
 )
+from lookahead.sources.guide import BUCKETS, bucket
 from lookahead.sources.kernels import inner, inner_sum
 
-SETS = 6
+SETS = 7
 """Sets of weights that are added up for one successor."""
 
 _ALIGNMENTS, _RANKS, _POOLED, _TOKENS = 24, 4, 3 * (LENGTHS.shape[0] + 1), 1 << 12
@@ -41,16 +47,17 @@ _SECOND = EXACT.shape[0] + 1
 _THIRD = _SECOND + _ALIGNMENTS
 _FOURTH = _THIRD + _RANKS
 _FIFTH = _FOURTH + _POOLED
-_SIXTH = _FIFTH + _TOKENS
+_SIXTH = _FIFTH + 3 * BUCKETS
+_SEVENTH = _SIXTH + _TOKENS
 _RATE, _SLOWEST = np.float32(0.05), np.float32(5000.0)
 _MEMORY = 250.0  # trials after which old ones fade
 _WIDEST = np.float32(8.0)  # log-odds
 
 
-LAYOUT = 1
+LAYOUT = 2
 """Of what is saved; another number for another meaning of sets or columns."""
 
-SHIPPED = _FIFTH
+SHIPPED = _SIXTH
 """So many sets, the first ones, say nothing of tokens: what they learn from some text holds for any other."""
 
 _HEADER = b"mixer %d\n" % LAYOUT
@@ -85,7 +92,7 @@ def _start() -> Weights | None:
 
 def untrained_weights() -> Weights:
     """Return weights that trust the blend of the exact contexts, and where there is none, the other sources."""
-    w = np.zeros((_SIXTH + _TOKENS, COLUMNS), np.float32)
+    w = np.zeros((_SEVENTH + _TOKENS, COLUMNS), np.float32)
     w[1:_SECOND, BLEND] = 1.0
     w[1:_SECOND, POOL_BLEND] = 0.2
     w[1:_SECOND, BY_PAIR] = 0.3
@@ -94,6 +101,7 @@ def untrained_weights() -> Weights:
     w[0, [COPIED, REGAINED, BY_PAIR, *range(FIRST_GUEST, FIRST_GUEST + GUESTS)]] = 1.0
     w[0, POOL_BLEND] = 0.9
     w[0, BY_TOKEN] = 0.3
+    w[_FIFTH:_SIXTH, [NAMED, COVERED, ORDER, ECHO]] = 1.0, -2.0, 0.5, 0.5
     trials = np.tile(np.array([1.0, 2.0], np.float32), (CELLS, 1))
     return Weights(w, np.ones_like(w), trials)
 
@@ -132,25 +140,26 @@ def choose_sets(evidence, j, alignment, before, sets):  # type: ignore[no-untype
     sets[1] = _SECOND + (alignment * 2 + (row.cell > 0)) * 3 + edit
     sets[2] = _THIRD + rank
     sets[3] = _FOURTH + row.pooled * 3 + shorter
-    sets[4] = _FIFTH + (before & (_TOKENS - 1))
-    sets[5] = _SIXTH + (row.token & (_TOKENS - 1))
+    sets[4] = _FIFTH + 3 * bucket(evidence.guide) + (1 if x[COVERED] > 0.0 else 2 if row.named == 2 else 0)
+    sets[5] = _SIXTH + (before & (_TOKENS - 1))
+    sets[6] = _SEVENTH + (row.token & (_TOKENS - 1))
 
 
 @inner
 def chance_of(weights, x, sets):  # type: ignore[no-untyped-def]
     """Return the chance that the evidence `x` gives, strictly between 0 and 1."""
     w = weights.w
-    z = _weigh(w[sets[0]], w[sets[1]], w[sets[2]], w[sets[3]], w[sets[4]], w[sets[5]], x)
+    z = _weigh(w[sets[0]], w[sets[1]], w[sets[2]], w[sets[3]], w[sets[4]], w[sets[5]], w[sets[6]], x)
     # Far enough out that the error there moves nothing.
     z = _WIDEST if z > _WIDEST else -_WIDEST if z < -_WIDEST else z
     return np.float32(1.0) / (np.float32(1.0) + np.exp(-z))
 
 
 @inner_sum
-def _weigh(a, b, c, d, e, f, x):  # type: ignore[no-untyped-def]
+def _weigh(a, b, c, d, e, f, g, x):  # type: ignore[no-untyped-def]
     z = np.float32(0.0)
     for i in range(COLUMNS):
-        z += (a[i] + b[i] + c[i] + d[i] + e[i] + f[i]) * x[i]
+        z += (a[i] + b[i] + c[i] + d[i] + e[i] + f[i] + g[i]) * x[i]
     return z
 
 

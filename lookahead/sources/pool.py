@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lookahead.draft import FloatArray, IntArray
-from lookahead.pool.search import LENGTHS, Heard, descend, empty_heard, find_spot, follow, hush, listen, views
+from lookahead.pool.search import LENGTHS, Heard, descend, empty_heard, find_spot, follow, hush, listen, name_of, views
 from lookahead.pool.sort import DEPTH
 from lookahead.sources.evidence import (
     FIRST_POOL,
@@ -26,6 +26,7 @@ from lookahead.sources.evidence import (
     log_odds,
     row_of,
 )
+from lookahead.sources.guide import CLOSERS, closes, limited, permits
 from lookahead.sources.kernels import Records, inner
 
 _NONE = np.zeros(0, np.int32)
@@ -108,9 +109,31 @@ def ask_pool(pooled, tree, node, suffix, length, evidence):  # type: ignore[no-u
             descend(run, pooled.spots[tree.nodes[node].parent, k], suffix[0], suffix, length, spot)
         listen(run, spot, suffix, heard)
     if heard.used[1] > 0:
+        if limited(evidence.guide):
+            _limit(heard, evidence.guide)
         _blend(pooled, evidence)
         for name in range(heard.used[0]):
             _tell(pooled, name, evidence)
+
+
+@inner
+def _limit(heard, guide):  # type: ignore[no-untyped-def]
+    """Forget what may not follow; what would close counts for what may."""
+    closers = guide.now[CLOSERS]
+    for name in range(heard.used[0]):
+        token = heard.tokens[name]
+        if permits(guide, token):
+            continue
+        moves = closes(guide, token)
+        for k in range(LENGTHS.shape[0]):
+            count = heard.counts[name, k]
+            heard.totals[k] -= count
+            heard.counts[name, k] = 0
+            for i in range(closers if moves and count > 0 else 0):
+                other = name_of(heard, guide.closers[i])
+                if other >= 0:
+                    heard.counts[other, k] += (count + closers - 1) // closers
+                    heard.totals[k] += (count + closers - 1) // closers
 
 
 @inner

@@ -32,6 +32,7 @@ from lookahead.sources.evidence import (
     log_count,
     row_of,
 )
+from lookahead.sources.guide import CLOSERS, closes, limited, permits
 from lookahead.sources.kernels import Records, inner, kernel, records
 
 REACH = int(EXACT[-1])
@@ -285,30 +286,54 @@ def _ask_context(index, first, k, rest, names, evidence):  # type: ignore[no-unt
     Args:
         names: whether tokens without a row get one.
     """
-    total, distinct, record = 0, 0, first
+    total, closing, distinct, record, free = 0, 0, 0, first, not limited(evidence.guide)
     while record >= 0:
-        total += index.successors[record].count
-        distinct += 1
-        record = index.successors[record].next
+        successor = index.successors[record]
+        if free or permits(evidence.guide, successor.token):
+            total += successor.count
+            distinct += 1
+        elif closes(evidence.guide, successor.token):
+            total += successor.count
+            closing += successor.count
+        record = successor.next
+    if total == 0:
+        return 1.0
+    closers = np.int64(0) if free else evidence.guide.now[CLOSERS]
+    for i in range(closers):
+        evidence.own[i] = (closing + closers - 1) // closers
+    distinct += distinct == 0
     escape = 0.5 * distinct / (total + 1.0 + 0.5 * distinct)
     share = np.float32(rest * (1.0 - escape) / (total + 1.0))
     deny(evidence, k, clip(log_count(0) - log_count(total)))
     record, age = first, 0
     while record >= 0:
         successor = index.successors[record]
+        if not (free or permits(evidence.guide, successor.token)):
+            record = successor.next
+            continue
         j = row_of(evidence, successor.token) if names else find(evidence, successor.token)
-        if j >= 0:
-            row, count = evidence.rows[j], successor.count
-            evidence.x[j, k] = clip(log_count(count) - log_count(total - count))
-            if k < FIRST_SPARSE:
-                # The newest successor counts once more.
-                row.blend += share * np.float32(count + (age == 0))
-                if row.longest == 0:
-                    row.longest = k + 1
-                    _describe(evidence.x[j], age, count, distinct)
+        if 0 <= j < closers:
+            evidence.own[j] += successor.count
+        elif j >= 0:
+            _tell(evidence, j, k, successor.count, total, share, age, distinct)
         record = successor.next
         age += 1
+    for j in range(closers):
+        if evidence.own[j] > 0:
+            _tell(evidence, j, k, evidence.own[j], total, share, 0, distinct)
     return escape
+
+
+@inner
+def _tell(evidence, j, k, count, total, share, age, distinct):  # type: ignore[no-untyped-def]
+    row = evidence.rows[j]
+    evidence.x[j, k] = clip(log_count(count) - log_count(max(total - count, 0)))
+    if k < FIRST_SPARSE:
+        # The newest successor counts once more.
+        row.blend += share * np.float32(count + (age == 0))
+        if row.longest == 0:
+            row.longest = k + 1
+            _describe(evidence.x[j], age, count, distinct)
 
 
 @inner

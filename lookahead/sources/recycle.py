@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lookahead.draft import FloatArray, IntArray
 from lookahead.sources.evidence import BY_PAIR, BY_TOKEN, FAVOURITE, deny, log_odds, row_of
+from lookahead.sources.guide import limited, permits
 from lookahead.sources.kernels import inner, kernel
 
 SLOTS = 1 << 16
@@ -73,9 +74,15 @@ def ask_recycled(recycled, before, token, evidence):  # type: ignore[no-untyped-
 def _ask(recycled, key, slot, column, evidence):  # type: ignore[no-untyped-def]
     if recycled.key[slot] != key:
         return
+    whole, free = np.float32(0.0), not limited(evidence.guide)
+    for r in range(recycled.tokens.shape[1]):
+        if free or permits(evidence.guide, recycled.tokens[slot, r]):
+            whole += recycled.chance[slot, r]
+    if whole <= 0.0:
+        return
     deny(evidence, column, np.float32(-3.0))
     for r in range(recycled.tokens.shape[1]):
-        chance = recycled.chance[slot, r]
+        chance = recycled.chance[slot, r] / whole
         j = row_of(evidence, recycled.tokens[slot, r]) if chance > 0.0 else -1
         if j >= 0:
             evidence.x[j, column] = log_odds(chance)

@@ -19,10 +19,11 @@ class Tree(NamedTuple):
     place: NDArray[np.int64]  # [N, FIELDS] alignment of the nodes
     items: Records  # [N] see `empty_tree`
     queue: IntArray  # [N] waiting items, the likeliest last
-    used: NDArray[np.int64]  # [3] see below
+    used: NDArray[np.int64]  # [5] see below
 
 
 NODES, WAITING, ITEMS = 0, 1, 2  # in `used`
+CURSOR, OFFSET = 3, 4  # in `used`: of the next root
 
 _ALMOST = np.float32(0.7)
 
@@ -30,17 +31,19 @@ _ALMOST = np.float32(0.7)
 def empty_tree(budget: int) -> Tree:
     """Return room for `budget` nodes below the root.
 
-    A node and an item (a successor that waits) hold their token, parent, weight and source, and `chance`, the product
-    of weights from the root. A node also knows its depth.
+    A node and an item (a successor that waits) hold their token, parent, weight and source, `chance`, the product of
+    weights from the root, and where they are among the keys (see `keys.move`). A node also knows its depth, and its
+    state in the grammar.
     """
     n = budget + 1
     common = {"token": "i4", "parent": "i4", "weight": "f4", "chance": "f4", "source": "u1"}
+    common |= {"cursor": "i4", "offset": "i4"}
     return Tree(
-        nodes=records(n, **common, depth="i4"),
+        nodes=records(n, **common, depth="i4", state="i4"),
         place=np.zeros((n, FIELDS), np.int64),
         items=records(n, **common),
         queue=np.zeros(n, np.int32),
-        used=np.zeros(3, np.int64),
+        used=np.array([0, 0, 0, -1, 0], np.int64),
     )
 
 
@@ -49,7 +52,7 @@ def plant(tree, token, place):  # type: ignore[no-untyped-def]
     """Begin a tree with the root alone; `place` is its alignment."""
     root = tree.nodes[0]
     root.token, root.parent, root.weight, root.chance, root.source = token, -1, 1.0, 1.0, 0
-    root.depth = 0
+    root.depth, root.cursor, root.offset = 0, tree.used[CURSOR], tree.used[OFFSET]
     for i in range(FIELDS):
         tree.place[0, i] = place[i]
     tree.used[NODES], tree.used[WAITING], tree.used[ITEMS] = 1, 0, 0
@@ -123,6 +126,7 @@ def take(tree):  # type: ignore[no-untyped-def]
     new, item = tree.nodes[node], tree.items[at]
     new.token, new.parent, new.source = item.token, item.parent, item.source
     new.weight, new.chance = item.weight, item.chance
+    new.cursor, new.offset = item.cursor, item.offset
     new.depth = tree.nodes[item.parent].depth + 1
     tree.used[NODES] = node + 1
     return node

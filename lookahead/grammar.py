@@ -1,0 +1,290 @@
+"""What a text may be: JSON of a schema, a regular expression, a context-free grammar."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from lookahead.errors import GrammarError, InvalidArgument
+from lookahead.matcher import Matcher
+from lookahead.properties import property_names
+from lookahead.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from lookahead.constrain import GrammarProcessor
+
+Whitespace = Literal["fixed", "compact", "indented"]
+
+# Flexible white space forces little, and models run away in it.
+_WHITESPACE: dict[str, dict[str, Any]] = {
+    "fixed": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
+    "compact": {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"},
+    "indented": {"whitespace_flexible": True, "whitespace_pattern": r"(\n {0,40}| )?"},
+}
+# Several times the engine's defaults: what takes longer than a second or so is an error, not a hang.
+_LIMITS: dict[str, Any] = {"initial_lexer_fuel": 4_000_000, "step_lexer_fuel": 1_000_000, "step_max_items": 200_000}
+_IDLE = 8  # engines of one grammar that wait for the next request
+_KEPT = 64  # grammars compiled for one tokenizer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Grammar:
+    """A set of texts that the output must be in.
+
+    Make one with `json_schema`, `regex`, `lark`, `gbnf`, `choice` or `named`. It knows no tokenizer: it is compiled
+    when it is first used with one, and the result kept there.
+
+    Attributes:
+        kind: which of those made it.
+        text: what it was made of.
+        source: the same for the grammar engine, llguidance.
+        dropped: what `lenient` left out of a JSON Schema.
+    """
+
+    kind: str
+    text: str = field(repr=False)
+    source: str = field(repr=False)
+    dropped: tuple[str, ...] = ()
+
+    @classmethod
+    def json_schema(
+        cls, schema: Mapping[str, Any] | str | bool, *, whitespace: Whitespace = "fixed", lenient: bool = False
+    ) -> Grammar:
+        """Return the grammar of the JSON values that are valid against a schema.
+
+        Args:
+            schema: a JSON Schema, as a mapping or as JSON.
+            whitespace: "fixed" (one line, ", " and ": "), "compact" (none at all), or "indented" (line breaks and
+                indentation where JSON allows white space, as the model likes, but never more than 40 spaces).
+            lenient: leave out the keywords that the engine does not know, and list them in `dropped`; else they are
+                refused by name.
+
+        Raises:
+            GrammarError: not JSON, not a schema, or one with keywords that are not supported.
+
+        >>> Grammar.json_schema({"type": "array", "items": {"enum": ["yes", "no"]}}).kind
+        'json_schema'
+        """
+        if not isinstance(whitespace, str) or whitespace not in _WHITESPACE:
+            raise InvalidArgument(f"whitespace={whitespace!r}; choose from {', '.join(_WHITESPACE)}")
+        text, value = _schema(schema)
+        try:
+            source = _engine().grammar_from_json_schema(value, overrides=_WHITESPACE[whitespace] | {"lenient": lenient})
+        except ValueError as error:  # half of a surrogate pair, for one
+            raise GrammarError(f"json_schema: {error}") from error
+        return cls._checked("json_schema", text, source)
+
+    @classmethod
+    def regex(cls, pattern: str) -> Grammar:
+        """Return the grammar of the texts that match all of `pattern` (Rust's syntax, without look-around)."""
+        return cls._checked("regex", pattern, _engine().grammar_from_regex(_str("regex", pattern)))
+
+    @classmethod
+    def lark(cls, text: str) -> Grammar:
+        """Return the grammar that `text` describes, in llguidance's dialect of Lark; its start rule is `start`."""
+        return cls._checked("lark", text, _engine().grammar_from_lark(_str("lark", text)))
+
+    @classmethod
+    def gbnf(cls, text: str) -> Grammar:
+        """Return the grammar that `text` describes, in llama.cpp's GBNF; its start rule is `root`."""
+        from llguidance import grammar_from
+
+        _str("gbnf", text)
+        try:
+            source = grammar_from("gbnf", text)
+        except (ValueError, RecursionError) as error:
+            raise GrammarError(f"gbnf: {error}") from error
+        return cls._checked("gbnf", text, source)
+
+    @classmethod
+    def choice(cls, options: Iterable[str]) -> Grammar:
+        """Return the grammar of exactly these texts."""
+        texts = [options] if isinstance(options, str) else list(options) if isinstance(options, Iterable) else []
+        if not texts or not all(isinstance(text, str) and text for text in texts):
+            raise InvalidArgument(f"choice needs one or more non-empty strings, got {options!r}")
+        rule = " | ".join(_quoted(_str("choice", text)) for text in dict.fromkeys(texts))
+        return cls._checked("choice", json.dumps(texts), _engine().grammar_from_lark(f"start: {rule}\n"))
+
+    @classmethod
+    def named(cls, name: str) -> Grammar:
+        """Return one of the grammars that come with this library; `lookahead grammars` lists them."""
+        from lookahead.library import read
+
+        entry = read(name)
+        make = cls.regex if entry.kind == "regex" else cls.lark
+        return make(entry.text)
+
+    @classmethod
+    def _checked(cls, kind: str, text: str, source: str) -> Grammar:
+        failed, messages = _engine().validate_grammar_with_warnings(source, limits=_limits())
+        if failed:
+            raise GrammarError(f"{kind}: {_explained(messages[0])}")
+        return cls(kind, text, source, tuple(dict.fromkeys(_dropped(messages))))
+
+    def matcher(self, tokenizer: Any, *, ends: Sequence[int] | None = None, size: int | None = None) -> Matcher:
+        """Return what follows one text through this grammar.
+
+        Args:
+            tokenizer: the model's fast tokenizer, or a `Vocabulary`.
+            ends: tokens that end a text; None: the tokenizer's end token.
+            size: tokens the model knows; None: as many as the tokenizer.
+
+        Raises:
+            GrammarError: it does not compile for this tokenizer.
+        """
+        vocabulary = Vocabulary.of(tokenizer)
+        default = () if vocabulary.end is None else (vocabulary.end,)
+        size = vocabulary.size if size is None else size
+        return Matcher(compiled(self, vocabulary), default if ends is None else ends, size)
+
+    def processor(self, tokenizer: Any, *, eos_token_id: int | Sequence[int] | None = None) -> GrammarProcessor:
+        """Return a logits processor that keeps `model.generate()` to this grammar: one for each call.
+
+        Args:
+            tokenizer: the model's fast tokenizer.
+            eos_token_id: tokens that end a text; None: the tokenizer's end token.
+        """
+        from lookahead.constrain import GrammarProcessor
+
+        return GrammarProcessor(self, tokenizer, eos_token_id=eos_token_id)
+
+    def accepts(self, text: str) -> bool:
+        """Return whether `text` is in the grammar.
+
+        >>> Grammar.regex("[0-9]+").accepts("12")
+        True
+        """
+        from llguidance import LLTokenizer
+
+        engine = _engine()(LLTokenizer("byte"), self.source, log_level=0, limits=_limits())
+        data = text.encode(errors="surrogatepass")
+        whole = all(not engine.is_stopped() and engine.consume_token(byte) for byte in data)
+        return bool(whole and not engine.is_error() and engine.is_accepting())
+
+
+class Compiled:
+    """A grammar compiled for one tokenizer: engines that start at its beginning, used by one request at a time.
+
+    Copies of one engine share its lexer, and with it its failures and its lock; hence no copies.
+    """
+
+    def __init__(self, grammar: Grammar, vocabulary: Vocabulary) -> None:
+        self._source, self._kind, self._vocabulary = grammar.source, grammar.kind, vocabulary
+        self.size, self.ends = vocabulary.engine.vocab_size, tuple(vocabulary.engine.eos_tokens)
+        self.spelling, self.keys = vocabulary.spelling, _key_tokens(grammar, vocabulary)
+        self._idle = [self.make()]
+
+    def make(self) -> Any:
+        """Return a new engine."""
+        engine = _engine()(self._vocabulary.engine, self._source, log_level=0, limits=_limits())
+        if engine.is_error():
+            raise GrammarError(f"{self._kind}: {_explained(engine.get_error())}")
+        return engine
+
+    def take(self) -> Any:
+        """Return an engine that nobody else uses."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self.make()
+
+    def give(self, engine: Any, consumed: int) -> None:
+        """Take back an engine that has consumed so many tokens."""
+        usable = not engine.is_error() and (consumed == 0 or engine.rollback(consumed))
+        if usable and not engine.is_error() and len(self._idle) < _IDLE:
+            self._idle.append(engine)
+
+
+def _key_tokens(grammar: Grammar, vocabulary: Vocabulary) -> list[list[int]]:
+    """Return the tokens of the keys that a schema names, in its order; the first may hold the quotation mark too."""
+    keys: list[list[int]] = []
+    for name in property_names(json.loads(grammar.text)) if grammar.kind == "json_schema" else ():
+        tokens = vocabulary.encode(f" {json.dumps(name, ensure_ascii=False)}:")
+        sizes = [len(vocabulary.bytes[token]) for token in tokens]
+        begin = next((i for i in range(len(tokens)) if sum(sizes[: i + 1]) > 2), 0)
+        keys.append(tokens[begin:])
+    return keys
+
+
+_LOCK = threading.Lock()
+
+
+def compiled(grammar: Grammar, vocabulary: Vocabulary) -> Compiled:
+    """Return `grammar` compiled for a tokenizer; of the same text only once, as long as it is in use."""
+    known: OrderedDict[str, Compiled] = vocabulary.compiled
+    with _LOCK:
+        if grammar.source in known:
+            known.move_to_end(grammar.source)
+            return known[grammar.source]
+    made = Compiled(grammar, vocabulary)
+    with _LOCK:
+        known[grammar.source] = made
+        if len(known) > _KEPT:
+            known.popitem(last=False)
+    return made
+
+
+def _engine() -> Any:
+    from llguidance import LLMatcher
+
+    return LLMatcher
+
+
+def _limits() -> Any:
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(verbose_errors=False, **_LIMITS)
+
+
+def _str(kind: str, text: Any) -> str:
+    if not isinstance(text, str):
+        raise InvalidArgument(f"{kind} takes a string, not a {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(f"{kind}: not a text that can be written down: {error}") from error
+    return text
+
+
+def _quoted(text: str) -> str:
+    """Return `text` as a string of Lark; its dialect refuses a bare DEL."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _schema(schema: Any) -> tuple[str, dict[str, Any]]:
+    """Return a schema as JSON and as the object that the engine wants."""
+    try:
+        value = json.loads(schema) if isinstance(schema, str) else schema
+        text = json.dumps(dict(value) if isinstance(value, Mapping) else value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise GrammarError(f"json_schema: not JSON: {error}") from error
+    except RecursionError as error:
+        raise GrammarError("json_schema: nested too deeply") from error
+    if value is False:
+        raise GrammarError("json_schema: the schema false allows no value at all")
+    value = {} if value is True else json.loads(text)
+    if not isinstance(value, dict):
+        raise GrammarError(f"json_schema: a schema is an object, not {type(value).__name__}")
+    return text, value
+
+
+def _explained(message: str) -> str:
+    """Return the engine's words; where they name keywords, how to go on."""
+    text = message.split("\n<")[0].strip()
+    left_out = text.startswith(("Unimplemented keys", "Unknown format"))
+    fix = "; leave them out of the schema, or give lenient=True" if left_out else ""
+    return (text or "refused by the grammar engine, which did not say why") + fix
+
+
+def _dropped(messages: Iterable[str]) -> Iterable[str]:
+    """Read the engine's warnings: which keywords, which formats it left out."""
+    for message in messages:
+        head, _, names = message.partition(": ")
+        if head == "Unimplemented keys" and names.startswith("["):
+            yield from json.loads(names)
+        else:
+            yield message

@@ -1,0 +1,325 @@
+"""Where one text stands in its grammar, and what may follow it and every draft under it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from lookahead.draft import Draft, IntArray
+from lookahead.errors import GrammarError
+from lookahead.masks import Words, words
+from lookahead.spelling import Spelling
+
+ENDED, ROOT = 0, 1
+"""States: of a text that has ended (or left the grammar), and of the text that was settled last."""
+_STUCK = "no token of the model may follow here; the grammar asks for text that its vocabulary cannot write"
+
+
+class Matcher:
+    """Follows one text through a grammar, and the drafts under it as a tree of states.
+
+    A state is a number: `ROOT`, what `child` returns, or `ENDED`, after which only the end token is allowed. States
+    live until the text is settled anew. Every mask is computed when it is first asked for, and once.
+
+    The engine itself stands at one state at a time and is moved by taking tokens back and in. It tells of failures by
+    flags instead of exceptions, and never recovers from one: so it is asked after every step, replaced by a new one
+    that has seen the text alone, and only what that one fails at too is an error.
+
+    Args:
+        compiled: gives and takes back engines, see `lookahead.grammar.Compiled`.
+        ends: the tokens that end a text, allowed exactly where the grammar accepts. The engine never sees them.
+        size: tokens the model knows; the others are never allowed.
+
+    Attributes:
+        ends: the tokens that end a text.
+        spelling: what drafting wants to know of the tokens.
+        keys: the tokens of the keys that a JSON Schema names, in its order.
+        masks: [states, words] uint32, the mask of each state, where it was computed.
+    """
+
+    def __init__(self, compiled: Any, ends: Iterable[int], size: int) -> None:
+        self._compiled, self._engine = compiled, compiled.take()
+        self._size, self.ends = size, tuple(end for end in ends if 0 <= end < size)
+        self.spelling: Spelling = compiled.spelling
+        self.keys: list[list[int]] = compiled.keys
+        self._bytes = 4 * words(compiled.size)
+        self.masks: Words = np.zeros((64, max(words(size), words(compiled.size))), np.uint32)
+        self._allow(ENDED, self.ends)
+        self._settled: IntArray = np.zeros(256, np.int32)
+        self._length = 0  # of the settled text
+        self._read = 0  # tokens of it that the engine has taken; fewer where the text has ended
+        self._plant(ended=False)
+
+    def close(self) -> None:
+        """Give the engine back; the matcher is of no use any more."""
+        if self._engine is not None:
+            self._compiled.give(self._engine, self._read + self._depth[self._at])
+            self._engine = None
+
+    # States
+
+    @property
+    def root(self) -> int:
+        """The state of the settled text."""
+        return self._root
+
+    def child(self, state: int, token: int) -> int:
+        """Return the state after one more token; `ENDED` where it ends the text or is not allowed."""
+        if state == ENDED:
+            return ENDED
+        known = self._children[state].get(token)
+        if known is not None:
+            return known
+        child = self._add(state, token) if token not in self.ends and self.allows(state, token) else ENDED
+        self._children[state][token] = child
+        return child
+
+    def mask(self, state: int) -> Words:
+        """Return the mask of `state`, [words] uint32: what may follow.
+
+        Raises:
+            GrammarError: the engine gives up, or nothing may follow.
+        """
+        if not self._known[state]:
+            self._compute(state)
+        return self.masks[state]  # type: ignore[no-any-return]
+
+    def allows(self, state: int, token: int) -> bool:
+        """Return whether `token` may follow: whether its bit is set, whatever else the engine would put up with."""
+        return 0 <= token < self._size and bool(int(self.mask(state)[token >> 5]) >> (token & 31) & 1)
+
+    def accepts(self, state: int | None = None) -> bool:
+        """Return whether the text may end at `state`; None: the settled text."""
+        state = self._root if state is None else state
+        return any(self.allows(state, end) for end in self.ends) if self.ends else self._accepting(state)
+
+    def enter(self, state: int, token: int) -> int:
+        """Return `child`, its mask computed; -1 where the engine gives up on a text that nobody has written yet."""
+        try:
+            child = self.child(state, token)
+            self.mask(child)
+        except GrammarError:
+            return -1
+        return child
+
+    # The text
+
+    def settle(self, tokens: Sequence[int] | IntArray) -> int:
+        """Take `tokens` for the text so far and return its state; all other states are gone.
+
+        A text that does not go on from the last one is followed from where they part.
+        """
+        text = np.asarray(tokens, np.int32)
+        state = self._find(text)
+        if state is None:
+            state = self._restart(text)
+        self._keep(text, state)
+        return self._root
+
+    def follow(self, tokens: Sequence[int] | IntArray) -> int:
+        """Return the state of a text that begins with the settled one; other texts are settled first."""
+        state = self._find(np.asarray(tokens, np.int32))
+        return self.settle(tokens) if state is None else state
+
+    def prune(self, draft: Draft) -> Draft:
+        """Return `draft` without what may not follow its parent, judged by the parent's mask; node 0 is settled."""
+        states, kept, place = [self._root], [0], {0: 0}
+        for node in range(1, len(draft)):
+            parent, token = int(draft.parents[node]), int(draft.tokens[node])
+            state = -1
+            if parent in place and token not in self.ends:
+                state = self._child_or_none(states[place[parent]], token)
+            if state > ENDED:
+                place[node] = len(kept)
+                kept.append(node)
+                states.append(state)
+        if len(kept) == len(draft):
+            return draft
+        parents = np.array([-1, *(place[int(draft.parents[node])] for node in kept[1:])], np.int32)
+        return Draft(draft.tokens[kept], parents, draft.weight[kept], draft.source[kept], draft.probe[kept])
+
+    def complete(self, draft: Draft) -> None:
+        """Compute the masks of all nodes of a pruned draft, in one walk; for when the host has time to spare."""
+        states = [self._root]
+        for node in range(1, len(draft)):
+            states.append(self._child_or_none(states[int(draft.parents[node])], int(draft.tokens[node])))
+        for state in sorted({state for state in states if state > ENDED}):
+            self.enter_at(state)
+
+    def enter_at(self, state: int) -> bool:
+        """Compute the mask of `state`; return False where the engine gives up on it."""
+        try:
+            self.mask(state)
+        except GrammarError:
+            return False
+        return True
+
+    def _child_or_none(self, state: int, token: int) -> int:
+        try:
+            return self.child(state, token)
+        except GrammarError:
+            return ENDED
+
+    def _find(self, text: IntArray) -> int | None:
+        """Return the state of `text`; None where it does not begin with the settled text."""
+        n = self._length
+        if len(text) < n or text[:n].tobytes() != self._settled[:n].tobytes():
+            return None
+        state = self._root
+        for token in text[n:].tolist():
+            state = self.child(state, token)
+        return state
+
+    def _restart(self, text: IntArray) -> int:
+        """Go back to where `text` and the settled text part, and follow `text` from there."""
+        n = min(len(text), self._read)
+        same = text[:n] == self._settled[:n]
+        shared = n if same.all() else int(same.argmin())
+        self._try(self._go, ROOT)
+        back = self._read - shared
+        self._read = self._length = shared
+        self._plant(ended=False)
+        try:
+            self._take_back(back)
+        except GrammarError:
+            self._renew()
+        return self._find(text)  # type: ignore[return-value]
+
+    def _keep(self, text: IntArray, state: int) -> None:
+        """Make `state` the root."""
+        if len(text) > len(self._settled):
+            self._settled = np.zeros(2 * len(text), np.int32)
+            self._settled[: self._length] = text[: self._length]
+        if state == ENDED:
+            self._try(self._go, ROOT)
+        else:
+            self._try(self._go, state)
+            self._read = len(text)
+        known = self._known[state] and state != ENDED
+        if known:
+            self.masks[ROOT] = self.masks[state]
+        self._settled[self._length : len(text)] = text[self._length :]
+        self._length = len(text)
+        self._plant(ended=state == ENDED)
+        self._known[ROOT] = known
+
+    # The engine
+
+    def _plant(self, *, ended: bool) -> None:
+        """Begin a tree of states; the engine stands at its root."""
+        self._root = ENDED if ended else ROOT
+        self._parent, self._token, self._depth = [ENDED, ENDED], [-1, -1], [0, 0]
+        self._children: list[dict[int, int]] = [{}, {}]
+        self._known = [True, False]
+        self._at = ROOT
+
+    def _add(self, parent: int, token: int) -> int:
+        state = len(self._parent)
+        if state == len(self.masks):
+            self.masks = np.concatenate([self.masks, np.zeros_like(self.masks)])
+        self._parent.append(parent)
+        self._token.append(token)
+        self._depth.append(self._depth[parent] + 1)
+        self._children.append({})
+        self._known.append(False)
+        return state
+
+    def reserve(self, states: int) -> None:
+        """Make room for so many states in all, so that `masks` stays the same array meanwhile."""
+        if states > len(self.masks):
+            self.masks = np.concatenate([self.masks, np.zeros((states, self.masks.shape[1]), np.uint32)])
+
+    def _compute(self, state: int) -> None:
+        self._try(self._mask_into, state)
+        self._known[state] = True
+
+    def _accepting(self, state: int) -> bool:
+        if state == ENDED:
+            return True
+        self._try(self._go, state)
+        return bool(self._engine.is_accepting())
+
+    def _mask_into(self, state: int) -> None:
+        self._go(state)
+        row = self.masks[state]
+        row[self._bytes // 4 :] = 0
+        self._engine.unsafe_compute_mask_ptr(row.ctypes.data, self._bytes)
+        self._check()
+        row[words(self._size) :] = 0
+        if self._size % 32:
+            row[self._size // 32] &= np.uint32((1 << self._size % 32) - 1)
+        ends = self.ends if self._engine.is_accepting() else ()
+        for end in (*self._compiled.ends, *self.ends):
+            if end < self._size:
+                row[end >> 5] &= np.uint32(0xFFFFFFFF ^ (1 << (end & 31)))
+        self._allow(state, ends)
+        if not row.any():
+            raise GrammarError(self._dead_end())
+
+    def _dead_end(self) -> str:
+        if self._engine.is_accepting():
+            return "the text is complete, and there is no token to end it with; set eos_token_id"
+        return _STUCK
+
+    def _allow(self, state: int, tokens: Iterable[int]) -> None:
+        for token in tokens:
+            self.masks[state, token >> 5] |= np.uint32(1 << (token & 31))
+
+    def _go(self, state: int) -> None:
+        """Move the engine to `state`: back to where the ways part, and on from there."""
+        at, new, back, tokens = self._at, state, 0, []
+        while at != new:
+            if self._depth[at] >= self._depth[new]:
+                at = self._parent[at]
+                back += 1
+            else:
+                tokens.append(self._token[new])
+                new = self._parent[new]
+        self._take_back(back)
+        self._at = at
+        for token in reversed(tokens):
+            self._engine.consume_token(token)
+            self._at = self._children[self._at][token]
+            self._check()
+
+    def _take_back(self, count: int) -> None:
+        if count:
+            self._engine.rollback(count)
+            self._check()
+
+    def _check(self) -> None:
+        if self._engine.is_error():
+            raise GrammarError(_words(self._engine.get_error()))
+
+    def _try(self, action: Any, state: int) -> None:
+        """Do `action`; where it fails, once more with an engine that has seen nothing but the text."""
+        try:
+            action(state)
+        except GrammarError:
+            if not self._engine.is_error():
+                raise
+            self._renew()
+            try:
+                action(state)
+            except GrammarError:
+                if self._engine.is_error():
+                    self._renew()
+                raise
+
+    def _renew(self) -> None:
+        """Replace the engine by one that stands at the root."""
+        self._engine = self._compiled.make()
+        self._at = ROOT
+        for token in self._settled[: self._read].tolist():
+            self._engine.consume_token(token)
+        self._check()
+
+
+def _words(text: str) -> str:
+    """Return the engine's own words without the state that it appends."""
+    head = text.split("\n<")[0].strip()
+    if head.startswith("NoExtension"):
+        return _STUCK
+    return head if head else "the grammar engine failed and did not say why"
