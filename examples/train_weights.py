@@ -3,8 +3,9 @@
     python examples/train_weights.py [--from DIR] [--out FILE]
 
 The requests are made here: functions to be written from their docstrings, a name replaced in a block of code, files to
-be continued, and JSON by made-up schemas, some of which come again. The code is that of packages that are installed
-with `lookahead`: other versions of them than those of constraints.txt, or another seed, give other requests.
+be continued, and JSON by made-up schemas, some of which come again, half of it under the grammar of its schema. The
+code is that of packages that are installed with `lookahead`: other versions of them than those of constraints.txt, or
+another seed, give other requests.
 
 Users of a few requests each, in the tokens of two tokenizers, with a pool and without, replay them as
 `benchmarks/replay.py` does; others, between them, ask the demo model, so that there are logits to recycle. What is
@@ -23,19 +24,21 @@ import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from train_demo.corpus import Corpus
 from train_demo.tasks import Tasks
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lookahead
 from lookahead.sources.mixer import LAYOUT, SHIPPED, Weights, untrained_weights
+from lookahead.vocabulary import Vocabulary
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from constrained import Constrained
 from recorded import Request
 from replay import Ours, replay
 
@@ -50,7 +53,14 @@ NAMES = re.compile(r"\b[a-z_]{3,}\b")
 NEW_NAMES = ("total", "item_count", "value", "data_2", "node", "cursor", "rows", "new_name", "x")
 SUFFIXES = ("", "", "_id", "Name", "_type", "s")
 
-Text = tuple[str, str]  # prompt and output
+
+class Text(NamedTuple):
+    """A request: its prompt, what the answer will be, and the schema of the grammar that it follows."""
+
+    prompt: str
+    output: str
+    schema: dict[str, Any] | None = None
+
 
 
 def read_files(root: Path, rng: random.Random) -> list[str]:
@@ -73,7 +83,7 @@ def functions(file: str) -> Iterator[Text]:
             middle = node.body[0].end_lineno
             head, body = "".join(lines[node.lineno - 1 : middle]), "".join(lines[middle : node.end_lineno])
             if len(head) < 2500 and 60 < len(body) < 1500:
-                yield head, body
+                yield Text(head, body)
 
 
 def edit(file: str, rng: random.Random) -> Text:
@@ -82,7 +92,7 @@ def edit(file: str, rng: random.Random) -> Text:
     first = rng.randrange(max(1, len(lines) - 60))
     block = "".join(lines[first : first + 60])
     old, new = rng.choice(NAMES.findall(block) or ["it"]), rng.choice(NEW_NAMES)
-    return f"Rename {old} to {new}:\n{block}\n", re.sub(rf"\b{old}\b", new, block)
+    return Text(f"Rename {old} to {new}:\n{block}\n", re.sub(rf"\b{old}\b", new, block))
 
 
 def continuation(file: str, rng: random.Random) -> Text:
@@ -90,7 +100,7 @@ def continuation(file: str, rng: random.Random) -> Text:
     lines = file.splitlines(keepends=True)
     first = rng.randrange(max(1, len(lines) - 140))
     middle = first + min(100, len(lines) // 2)
-    return "".join(lines[first:middle]), "".join(lines[middle : middle + 40])
+    return Text("".join(lines[first:middle]), "".join(lines[middle : middle + 40]))
 
 
 class Json:
@@ -99,8 +109,9 @@ class Json:
     def __init__(self, words: Sequence[str], rng: random.Random) -> None:
         self.words, self.rng = words, rng
 
-    def text(self, schema: dict[str, Any]) -> Text:
-        return f"Schema:\n{json.dumps(schema, indent=2)}\nJSON:\n", json.dumps(self.value(schema, ""), indent=2)
+    def text(self, schema: dict[str, Any], *, grammar: bool) -> Text:
+        prompt, value = f"Schema:\n{json.dumps(schema, indent=2)}\nJSON:\n", self.value(schema, "")
+        return Text(prompt, json.dumps(value), schema) if grammar else Text(prompt, json.dumps(value, indent=2))
 
     def schema(self, depth: int = 0) -> dict[str, Any]:
         rng, draw = self.rng, self.rng.random()
@@ -127,6 +138,8 @@ class Json:
             required, entries = schema.get("required", ()), schema["properties"].items()
             return {k: self.value(v, k) for k, v in entries if k in required or rng.random() < 0.7}
         if kind == "array":
+            if rng.random() < 0.3 and schema["items"]["type"] == "string" and "enum" not in schema["items"]:
+                return [f"{key.removesuffix('s')}{i + 1}" for i in range(rng.randint(1, 4))]
             return [self.value(schema["items"], key) for _ in range(rng.randint(1, 4))]
         if kind == "string":
             return rng.choice(schema["enum"]) if "enum" in schema else self._string(key)
@@ -138,7 +151,8 @@ class Json:
         rng, word = self.rng, self.rng.choice(self.words)
         date = f"20{rng.randint(10, 29)}-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}T10:00:00Z"
         address = rng.choice(("https://example.com/", "user@example.com/", "id-")) + word
-        return rng.choice((date, address, f"{key} {rng.randint(1, 9)}".title(), self._phrase(), self._phrase()))
+        own = rng.choice((f"{key} {rng.randint(1, 9)}".title(), f"{key}{rng.randint(1, 9)}", f"example-{key}", key))
+        return rng.choice((date, address, own, self._phrase(), self._phrase()))
 
     def _phrase(self) -> str:
         return " ".join(self.rng.choices(self.words, k=self.rng.randint(1, 6)))
@@ -151,9 +165,10 @@ def make_texts(files: Sequence[str], each: int, rng: random.Random) -> list[list
     half, maker = len(files) // 2, Json(sorted({w for file in files[:60] for w in NAMES.findall(file)}), rng)
     single = found[:each] + [edit(file, rng) for file in files[:half][:each]]
     single += [continuation(file, rng) for file in files[half:][:each]]
-    single += [maker.text(maker.schema()) for _ in range(2 * each)]
-    schemas = [maker.schema() for _ in range(each // 4)]
-    return [[text] for text in single] + [[maker.text(schema) for _ in range(4)] for schema in schemas]
+    single += [maker.text(maker.schema(), grammar=i % 2 == 0) for i in range(4 * each)]
+    again = [(maker.schema(), i % 2 == 0) for i in range(each // 2)]
+    groups = [[maker.text(schema, grammar=grammar) for _ in range(4)] for schema, grammar in again]
+    return [[text] for text in single] + groups
 
 
 class Learner(Ours):
@@ -183,14 +198,19 @@ class Asker:
 
     prompts: list[list[int]]
     model: Any
+    tokenizer: Any
 
     def learn(self, weights: Weights) -> None:
         grower = lookahead.Grower(vocab_size=self.model.config.vocab_size, min_chance=0.0)
         grower.weights = weights
-        la = lookahead.Lookahead(self.model, drafter=grower, nodes=NODES)
-        for prompt in self.prompts:
-            ids = torch.tensor([prompt])
-            la.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=ANSWER, do_sample=False)
+        la = lookahead.Lookahead(self.model, self.tokenizer, drafter=grower, nodes=NODES)
+        for i, prompt in enumerate(self.prompts):
+            ids, grammar = torch.tensor([prompt]), None
+            schema = re.search(r"<schema>\n(.*)\n</schema>", self.tokenizer.decode(prompt))
+            if schema and i % 2 == 0:
+                grammar = lookahead.Grammar.json_schema(schema[1])
+            options = {"max_new_tokens": ANSWER, "do_sample": False, "grammar": grammar}
+            la.generate(ids, attention_mask=torch.ones_like(ids), **options)
 
 
 def divided(items: Sequence[Any], sizes: Sequence[int], rng: random.Random) -> Iterator[list[Any]]:
@@ -206,16 +226,23 @@ def readers(texts: Sequence[list[Text]], tokenizers: Sequence[Any], rng: random.
     """Yield users whose answers are known, half of them with a pool."""
     for taken in divided(texts, SIZES, rng):
         tokenizer = rng.choice(tokenizers)
-        both = [[tokenizer.encode(part, add_special_tokens=False).ids for part in t] for group in taken for t in group]
-        requests = [Request("", *(np.array(ids, np.int32) for ids in text)) for text in both if all(text)]
-        yield Reader(requests, rng.random() < 0.5)
+        requests = [_request(text, tokenizer) for group in taken for text in group]
+        yield Reader([one for one in requests if len(one.prompt) and len(one.output)], rng.random() < 0.5)
 
 
-def askers(tasks: Tasks, model: Any, each: int, rng: random.Random) -> Iterator[Asker]:
+def _request(text: Text, tokenizer: Tokenizer) -> Request:
+    tokens = [tokenizer.encode(part, add_special_tokens=False).ids for part in (text.prompt, text.output)]
+    prompt, output = (np.array(ids, np.int32) for ids in tokens)
+    if text.schema is None:
+        return Request("", prompt, output)
+    return Constrained("", prompt, output, lookahead.Grammar.json_schema(text.schema), Vocabulary.of(tokenizer))
+
+
+def askers(tasks: Tasks, model: Any, tokenizer: Any, each: int, rng: random.Random) -> Iterator[Asker]:
     """Yield users who ask the demo model what it was trained to do, `each` times every kind."""
     encoded = [tasks.sample(rng, kind) for kind in ("edit", "json", "continue") for _ in range(each)]
     prompts = [one.ids[: one.start] for one in encoded]
-    yield from (Asker(taken, model) for taken in divided(prompts, SHORT, rng))
+    yield from (Asker(taken, model, tokenizer) for taken in divided(prompts, SHORT, rng))
 
 
 def write(weights: Weights, path: Path) -> None:
@@ -230,10 +257,12 @@ def main(options: argparse.Namespace) -> None:
     rng, weights, demo = random.Random(options.seed), untrained_weights(), Path(lookahead.demo_path())
     files = read_files(options.source, rng)
     texts = make_texts(files, options.each, rng)
-    tokenizer, other = Tokenizer.from_file(str(demo / "tokenizer.json")), ByteLevelBPETokenizer()
-    other.train_from_iterator(files, VOCABULARY, show_progress=False)
+    tokenizer, trained = Tokenizer.from_file(str(demo / "tokenizer.json")), ByteLevelBPETokenizer()
+    trained.train_from_iterator(files, VOCABULARY, show_progress=False)
+    other = Tokenizer.from_str(trained.to_str())
     tasks, model = Tasks(Corpus(tuple(files), (), ()), tokenizer, 512), AutoModelForCausalLM.from_pretrained(demo)
-    users = [*readers(texts, (tokenizer, other), rng), *askers(tasks, model, options.each, rng)]
+    whole = AutoTokenizer.from_pretrained(demo)
+    users = [*readers(texts, (tokenizer, other), rng), *askers(tasks, model, whole, options.each, rng)]
     for user in rng.sample(users, len(users)):
         weights.w[SHIPPED:], weights.energy[SHIPPED:] = 0.0, 1.0
         user.learn(weights)
