@@ -110,7 +110,9 @@ class Json:
         self.words, self.rng = words, rng
 
     def text(self, schema: dict[str, Any], *, grammar: bool) -> Text:
-        prompt, value = f"Schema:\n{json.dumps(schema, indent=2)}\nJSON:\n", self.value(schema, "")
+        value = self.value(schema, "")
+        facts = "".join(self._facts(value)) if self.rng.random() < 0.3 else ""
+        prompt = f"{facts}Schema:\n{json.dumps(schema, indent=2)}\nJSON:\n"
         return Text(prompt, json.dumps(value), schema) if grammar else Text(prompt, json.dumps(value, indent=2))
 
     def schema(self, depth: int = 0) -> dict[str, Any]:
@@ -121,6 +123,8 @@ class Json:
             return {"type": "array", "items": self.schema(depth + 1)}
         if draw < 0.65:
             options = {"description": self._phrase(), "enum": rng.sample(self.words, 3)}
+            if rng.random() < 0.15:
+                return {"type": "string", "default": self._phrase()}
             return {"type": "string"} | {key: option for key, option in options.items() if rng.random() < 0.25}
         return {"type": rng.choice(("integer", "number", "boolean"))}
 
@@ -132,6 +136,15 @@ class Json:
         chosen = {key: option for key, option in options.items() if self.rng.random() < 0.5}
         return {"type": "object", "properties": properties, **chosen}
 
+    def _facts(self, value: Any) -> Iterator[str]:
+        """Yield most of what `value` holds, a line each."""
+        between = self.rng.choice((": ", " = ", " is ", '": "'))
+        for key, inner in value.items() if isinstance(value, dict) else ():
+            if isinstance(inner, str | int | float) and self.rng.random() < 0.8:
+                name = self.rng.choice((key, key.replace("_", " "), key.title()))
+                yield f"{name}{between}{inner}\n"
+            yield from self._facts(inner)
+
     def value(self, schema: dict[str, Any], key: str) -> Any:
         rng, kind = self.rng, schema["type"]
         if kind == "object":
@@ -142,7 +155,9 @@ class Json:
                 return [f"{key.removesuffix('s')}{i + 1}" for i in range(rng.randint(1, 4))]
             return [self.value(schema["items"], key) for _ in range(rng.randint(1, 4))]
         if kind == "string":
-            return rng.choice(schema["enum"]) if "enum" in schema else self._string(key)
+            if "enum" in schema:
+                return rng.choice(schema["enum"])
+            return schema["default"] if "default" in schema and rng.random() < 0.6 else self._string(key)
         if kind == "boolean":
             return rng.random() < 0.5
         return rng.choice((0, 1, rng.randint(1, 100), rng.randint(100, 9999)))

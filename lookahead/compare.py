@@ -15,8 +15,10 @@ from torch import Tensor
 
 from lookahead.engine import Lookahead
 from lookahead.errors import InvalidInput
+from lookahead.grammar import Grammar
 from lookahead.loading import encode, room
 from lookahead.pool.pool import Pool
+from lookahead.request import end_tokens
 from lookahead.trace import Run
 
 WARM_UP_TOKENS = 32
@@ -28,6 +30,7 @@ class Task:
 
     Attributes:
         before: prompts whose outputs are in the pool that lookahead drafts from; None: it has no pool.
+        grammar: what the output must be, plain and with lookahead.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Task:
     prompt: str
     max_new_tokens: int
     before: tuple[str, ...] | None = None
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,7 @@ def read_tasks(directory: Path, each: int = 3) -> list[Task]:
     """Return the first `each` prompts of every kind in `directory`/prompts.json.
 
     One with other prompts `before` it becomes two tasks: with a pool that is empty, and with one that holds the outputs
-    of those.
+    of those; one with a `schema` too: without a grammar and with that of the schema.
     """
     path = directory / "prompts.json"
     try:
@@ -123,6 +127,9 @@ def read_tasks(directory: Path, each: int = 3) -> list[Task]:
 
 def _tasks(item: dict[str, Any]) -> list[Task]:
     name, kind, prompt, limit = item["task"], item["kind"], item["prompt"], int(item["max_new_tokens"])
+    if "schema" in item:
+        grammar = Grammar.json_schema(item["schema"])
+        return [Task(name, kind, prompt, limit), Task(name, f"{kind} + schema", prompt, limit, grammar=grammar)]
     if "before" not in item:
         return [Task(name, kind, prompt, limit)]
     before = tuple(str(one) for one in item["before"])
@@ -141,6 +148,7 @@ class Comparison:
 
     def __init__(self, model: Any, tokenizer: Any, tasks: Sequence[Task], **options: Any) -> None:
         self.model, self.tokenizer, self._options = model, tokenizer, options
+        self._ends = end_tokens(model, {})
         self.tasks, self._threads = list(tasks), torch.get_num_threads()
         self._inputs = [encode(tokenizer, task.prompt) for task in tasks]
         self._limits = [
@@ -197,15 +205,20 @@ class Comparison:
         return Trial(plain_s, lookahead_s, torch.equal(expected, ids), new_ids, run)
 
     def _plain(self, index: int, limit: int) -> tuple[Tensor, float]:
+        options: dict[str, Any] = {"max_new_tokens": limit, "do_sample": False}
+        grammar = self.tasks[index].grammar
         begin = time.perf_counter()
-        ids = self.model.generate(**self._inputs[index], max_new_tokens=limit, do_sample=False)
+        if grammar is not None:
+            options["logits_processor"] = [grammar.processor(self.tokenizer, eos_token_id=self._ends)]
+        ids = self.model.generate(**self._inputs[index], **options)
         return ids, time.perf_counter() - begin
 
     def _lookahead(self, index: int, limit: int) -> tuple[Tensor, float, Run]:
         pool = self._pool_of(index)
         begin = time.perf_counter()
-        lookahead = Lookahead(self.model, pool=pool, remember=None, **self._options)
-        ids = lookahead.generate(**self._inputs[index], max_new_tokens=limit, do_sample=False)
+        lookahead = Lookahead(self.model, self.tokenizer, pool=pool, remember=None, **self._options)
+        options: dict[str, Any] = {"max_new_tokens": limit, "grammar": self.tasks[index].grammar}
+        ids = lookahead.generate(**self._inputs[index], do_sample=False, **options)
         seconds = time.perf_counter() - begin
         assert lookahead.last is not None
         return ids, seconds, lookahead.last

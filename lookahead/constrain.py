@@ -90,8 +90,8 @@ class GrammarProcessor(LogitsProcessor):  # type: ignore[misc]
         """Begin to generate: `rows` texts, which start at column `start`, by a model of `size` tokens."""
         self.close()
         if rows % len(self._grammars):
-            given = len(self._grammars)
-            raise InvalidArgument(f"grammar has {given} entries, but there are {rows} rows; give one each, or one for all")
+            given = f"grammar has {len(self._grammars)} entries, but there are {rows} rows"
+            raise InvalidArgument(f"{given}; give one for each, or one for all")
         each = rows // len(self._grammars)
         self._matchers = [
             None if grammar is None else grammar.matcher(self._vocabulary, ends=self._ends, size=size)

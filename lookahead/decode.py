@@ -101,12 +101,21 @@ class Decoder:
         is run again without guesses.
         """
         top = TOP if self._drafters else 0
-        best = self._sampler.load(self._target.forward(drafts, columns), top)
+        logits = self._target.forward(drafts, columns)
+        if self._target.runs_apart:
+            self._complete_masks(drafts)
+        best = self._sampler.load(logits, top)
         size = max(len(draft) for draft in drafts)
         if best is not None and size > 1 and np.isnan(best[1][::size, 0]).any():
             drafts = [Draft.root(int(draft.tokens[0])) for draft in drafts]
             best = self._sampler.load(self._target.forward(drafts, columns), top)
         return drafts, best
+
+    def _complete_masks(self, drafts: list[Draft]) -> None:
+        """Compute the masks that the walk may ask for while the device is at work; elsewhere it computes as it goes."""
+        for row, matcher in enumerate(self._matchers):
+            if matcher is not None and self._progress.is_open(row) and not self._progress.is_padding(row):
+                matcher.complete(drafts[row])
 
     def _checked(self, draft: Draft, last: int, row: int) -> Draft:
         name = type(self._drafters[row]).__name__

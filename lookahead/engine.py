@@ -279,6 +279,7 @@ class Lookahead:
             with self.model._optimize_model_for_decode():
                 decoder.run(logits)
             self._memory.add([(contexts.view(row, 0), progress.generated(row)) for row in range(progress.rows)])
+            self._learn_values(sampler, progress)
         finally:
             sampler.finish(progress.settled)
             for processor in sampler.grammars:
@@ -287,6 +288,15 @@ class Lookahead:
                 target.give_back(cache, max(min(progress.settled - 1, target.cache.complete), 0))
             self.last = Run(progress.settled, tuple(decoder.passes))
         return cache
+
+
+    def _learn_values(self, sampler: Sampler, progress: Progress) -> None:
+        """Let the default drafter learn from outputs that followed a grammar."""
+        for processor in sampler.grammars:
+            for row in range(progress.rows):
+                matcher = processor.matcher(row)
+                if matcher is not None and isinstance(self.drafter, Grower):
+                    self.drafter.learn_values(matcher, progress.generated(row))
 
 
 def generate(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from lookahead.errors import GrammarError, InvalidArgument
 from lookahead.matcher import Matcher
-from lookahead.properties import property_names
+from lookahead.properties import counts_keys, properties
+from lookahead.values import Key
 from lookahead.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ _WHITESPACE: dict[str, dict[str, Any]] = {
     "compact": {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"},
     "indented": {"whitespace_flexible": True, "whitespace_pattern": r"(\n {0,40}| )?"},
 }
+# Without \u, by which the engine lets one of the schema's own keys be spelled as if it were another key.
+_ESCAPES = '"\\bfnrt'
 # Several times the engine's defaults: what takes longer than a second or so is an error, not a hang.
 _LIMITS: dict[str, Any] = {"initial_lexer_fuel": 4_000_000, "step_lexer_fuel": 1_000_000, "step_max_items": 200_000}
 _IDLE = 8  # engines of one grammar that wait for the next request
@@ -72,11 +76,18 @@ class Grammar:
         if not isinstance(whitespace, str) or whitespace not in _WHITESPACE:
             raise InvalidArgument(f"whitespace={whitespace!r}; choose from {', '.join(_WHITESPACE)}")
         text, value = _schema(schema)
+        if counts_keys(value) and not lenient:
+            raise GrammarError(
+                "json_schema: minProperties cannot be enforced, since a key may be written twice; leave it out where "
+                "it asks for more than the required keys, or give lenient=True"
+            )
         try:
-            source = _engine().grammar_from_json_schema(value, overrides=_WHITESPACE[whitespace] | {"lenient": lenient})
+            options = _WHITESPACE[whitespace] | {"lenient": lenient, "json_allowed_escapes": _ESCAPES}
+            source = _engine().grammar_from_json_schema(value, overrides=options)
         except ValueError as error:  # half of a surrogate pair, for one
             raise GrammarError(f"json_schema: {error}") from error
-        return cls._checked("json_schema", text, source)
+        grammar = cls._checked("json_schema", text, source)
+        return replace(grammar, dropped=(*grammar.dropped, "minProperties")) if counts_keys(value) else grammar
 
     @classmethod
     def regex(cls, pattern: str) -> Grammar:
@@ -173,14 +184,14 @@ class Compiled:
     """
 
     def __init__(self, grammar: Grammar, vocabulary: Vocabulary) -> None:
-        self._source, self._kind, self._vocabulary = grammar.source, grammar.kind, vocabulary
+        self._source, self._kind, self.vocabulary = grammar.source, grammar.kind, vocabulary
         self.size, self.ends = vocabulary.engine.vocab_size, tuple(vocabulary.engine.eos_tokens)
-        self.spelling, self.keys = vocabulary.spelling, _key_tokens(grammar, vocabulary)
+        self.keys = _keys(grammar, vocabulary)
         self._idle = [self.make()]
 
     def make(self) -> Any:
         """Return a new engine."""
-        engine = _engine()(self._vocabulary.engine, self._source, log_level=0, limits=_limits())
+        engine = _engine()(self.vocabulary.engine, self._source, log_level=0, limits=_limits())
         if engine.is_error():
             raise GrammarError(f"{self._kind}: {_explained(engine.get_error())}")
         return engine
@@ -199,14 +210,13 @@ class Compiled:
             self._idle.append(engine)
 
 
-def _key_tokens(grammar: Grammar, vocabulary: Vocabulary) -> list[list[int]]:
-    """Return the tokens of the keys that a schema names, in its order; the first may hold the quotation mark too."""
-    keys: list[list[int]] = []
-    for name in property_names(json.loads(grammar.text)) if grammar.kind == "json_schema" else ():
+def _keys(grammar: Grammar, vocabulary: Vocabulary) -> list[Key]:
+    keys: list[Key] = []
+    for name, examples in properties(json.loads(grammar.text)) if grammar.kind == "json_schema" else ():
         tokens = vocabulary.encode(f" {json.dumps(name, ensure_ascii=False)}:")
         sizes = [len(vocabulary.bytes[token]) for token in tokens]
         begin = next((i for i in range(len(tokens)) if sum(sizes[: i + 1]) > 2), 0)
-        keys.append(tokens[begin:])
+        keys.append(Key(name, tokens[begin:], examples))
     return keys
 
 
@@ -269,12 +279,15 @@ def _schema(schema: Any) -> tuple[str, dict[str, Any]]:
     value = {} if value is True else json.loads(text)
     if not isinstance(value, dict):
         raise GrammarError(f"json_schema: a schema is an object, not {type(value).__name__}")
+    value.pop("x-guidance", None)  # options of the engine's, which are not a schema's to set
     return text, value
 
 
 def _explained(message: str) -> str:
     """Return the engine's words; where they name keywords, how to go on."""
     text = message.split("\n<")[0].strip()
+    if "coerce_one_of" in text:
+        return "oneOf is supported only where its schemas cannot overlap; use anyOf"
     left_out = text.startswith(("Unimplemented keys", "Unknown format"))
     fix = "; leave them out of the schema, or give lenient=True" if left_out else ""
     return (text or "refused by the grammar engine, which did not say why") + fix
@@ -283,6 +296,7 @@ def _explained(message: str) -> str:
 def _dropped(messages: Iterable[str]) -> Iterable[str]:
     """Read the engine's warnings: which keywords, which formats it left out."""
     for message in messages:
+        message = re.sub(r" \(\d+ times\)$", "", message)
         head, _, names = message.partition(": ")
         if head == "Unimplemented keys" and names.startswith("["):
             yield from json.loads(names)

@@ -25,6 +25,7 @@ from lookahead.sources.recycle import Recycled, empty_tables, no_tables, remembe
 from lookahead.sources.source import Source
 from lookahead.sources.tree import NODES, empty_tree, match_nodes
 from lookahead.trace import Step
+from lookahead.values import Chain, KeyValues, chains
 
 SOURCES = ("unknown", "prompt", "recycle", "pool", "grammar")
 """Names of the codes in `Draft.source`; the code of the i-th `Source` object is `len(SOURCES) + i`."""
@@ -32,6 +33,7 @@ SOURCES = ("unknown", "prompt", "recycle", "pool", "grammar")
 ENTER = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
 _NONE = np.zeros(0, np.int32)
+_SEARCHED = 1 << 13  # tokens of a prompt in which the values of keys are looked for, its last ones
 _LARGEST_TOKEN = int(np.iinfo(np.int32).max)
 
 
@@ -66,6 +68,7 @@ class Grower(Drafter):
         self.vocab_size = vocab_size
         self.min_chance = float(min_chance)
         self.weights: Weights = fresh_weights()
+        self.values = KeyValues()
         self.recycled: Recycled = empty_tables(vocab_size) if "recycle" in self.sources else no_tables()
         calibration = next((pool.calibration for pool in self.pools if pool.calibration), None)
         if calibration is not None:
@@ -78,6 +81,11 @@ class Grower(Drafter):
         other.pools = (*pools, *self.pools)
         _check(other.sources, other.pools, self.vocab_size, self.min_chance)
         return other
+
+    def learn_values(self, matcher: Matcher, tokens: IntArray) -> None:
+        """Take in an output that followed a grammar: the values of its keys."""
+        if matcher.keys:
+            self.values.add(matcher.vocabulary.decode(tokens.tolist()).decode("utf-8", "replace"))
 
     def keep_learnt(self) -> None:
         """Let the pools write, with what is added to them, what is learnt from here on."""
@@ -95,7 +103,7 @@ class Row(Drafter):
     """The grower at work on one batch row."""
 
     def __init__(self, grower: Grower, context: IntArray) -> None:
-        self._grower = grower
+        self._grower, self._start = grower, np.array(context[-_SEARCHED:], np.int32)
         self._prompt = Prompt(context) if "prompt" in grower.sources else None
         self._no_index = no_index()
         # Held here: a pool that merges meanwhile leaves this row its runs.
@@ -107,12 +115,14 @@ class Row(Drafter):
         self._new = self._read = self._tail = _NONE
         self._tree = empty_tree(0)
         self._matcher: Matcher | None = None
+        self._values: list[Chain] = []
         self._scratch = empty_scratch()
         self._guide = self._scratch.evidence.guide
         self._failure: BaseException | None = None
 
     def obey(self, matcher: Matcher) -> bool:
         self._matcher = matcher
+        self._values = chains(matcher.keys, matcher.vocabulary, self._start, self._grower.values)
         self._entered = ENTER(self._enter)  # held here: the kernels know its address only
         return True
 
@@ -158,7 +168,9 @@ class Row(Drafter):
         """Let the kernels see the matcher's masks, which it may have moved."""
         if self._guide.masks is not matcher.masks:
             address = ctypes.cast(self._entered, ctypes.c_void_p).value or 0
-            self._guide = guide(matcher.masks, matcher.spelling, matcher.keys, matcher.ends, address)
+            self._guide = guide(
+                matcher.masks, matcher.vocabulary.spelling, matcher.keys, self._values, matcher.ends, address
+            )
             self._scratch = empty_scratch(self._guide)
 
     def _enter(self, state: int, token: int) -> int:

@@ -51,6 +51,33 @@ def best_allowed(logits: Tensor, mask: Words) -> int:
 
 
 @njit(cache=True)
+def finish(masks, state, written, size, own_ends, ends, may_end):  # type: ignore[no-untyped-def]
+    """Turn what a grammar engine wrote to the first words of a mask into ours; return whether anything is allowed.
+
+    Args:
+        masks: [S, W] one mask a state.
+        written: words that the engine wrote; its bits beyond `size` tokens, and its end tokens, count for nothing.
+        ends: the end tokens of ours, allowed where the text `may_end`.
+    """
+    mask, some = masks[state], False
+    for w in range(mask.shape[0]):
+        left = size - 32 * w
+        if w >= written or left <= 0:
+            mask[w] = 0
+        elif left < 32:
+            mask[w] &= np.uint32((1 << left) - 1)
+    for end in own_ends:
+        if end < 32 * mask.shape[0]:
+            mask[end >> 5] &= ~np.uint32(1 << (end & 31))
+    for end in ends:
+        bit = np.uint32(1 << (end & 31))
+        mask[end >> 5] = mask[end >> 5] | bit if may_end else mask[end >> 5] & ~bit
+    for word in mask:
+        some |= word != 0
+    return some
+
+
+@njit(cache=True)
 def _forbid(scores, masks):  # type: ignore[no-untyped-def]
     for n in range(scores.shape[0]):
         for w in range(-(-scores.shape[1] // 32)):

@@ -9,8 +9,9 @@ import numpy as np
 
 from lookahead.draft import Draft, IntArray
 from lookahead.errors import GrammarError
-from lookahead.masks import Words, words
-from lookahead.spelling import Spelling
+from lookahead.masks import Words, finish, words
+from lookahead.values import Key
+from lookahead.vocabulary import Vocabulary
 
 ENDED, ROOT = 0, 1
 """States: of a text that has ended (or left the grammar), and of the text that was settled last."""
@@ -34,19 +35,21 @@ class Matcher:
 
     Attributes:
         ends: the tokens that end a text.
-        spelling: what drafting wants to know of the tokens.
-        keys: the tokens of the keys that a JSON Schema names, in its order.
+        vocabulary: the tokens.
+        keys: those that a JSON Schema names, in its order.
         masks: [states, words] uint32, the mask of each state, where it was computed.
     """
 
     def __init__(self, compiled: Any, ends: Iterable[int], size: int) -> None:
         self._compiled, self._engine = compiled, compiled.take()
         self._size, self.ends = size, tuple(end for end in ends if 0 <= end < size)
-        self.spelling: Spelling = compiled.spelling
-        self.keys: list[list[int]] = compiled.keys
+        self.vocabulary: Vocabulary = compiled.vocabulary
+        self.keys: list[Key] = compiled.keys
         self._bytes = 4 * words(compiled.size)
-        self.masks: Words = np.zeros((64, max(words(size), words(compiled.size))), np.uint32)
-        self._allow(ENDED, self.ends)
+        self._ends, self._own_ends = np.array(self.ends, np.int64), np.array(compiled.ends, np.int64)
+        self._make_room(np.zeros((64, max(words(size), words(compiled.size))), np.uint32))
+        for end in self.ends:
+            self.masks[ENDED, end >> 5] |= np.uint32(1 << (end & 31))
         self._settled: IntArray = np.zeros(256, np.int32)
         self._length = 0  # of the settled text
         self._read = 0  # tokens of it that the engine has taken; fewer where the text has ended
@@ -99,7 +102,8 @@ class Matcher:
         """Return `child`, its mask computed; -1 where the engine gives up on a text that nobody has written yet."""
         try:
             child = self.child(state, token)
-            self.mask(child)
+            if not self._known[child]:
+                self._compute(child)
         except GrammarError:
             return -1
         return child
@@ -141,12 +145,15 @@ class Matcher:
         return Draft(draft.tokens[kept], parents, draft.weight[kept], draft.source[kept], draft.probe[kept])
 
     def complete(self, draft: Draft) -> None:
-        """Compute the masks of all nodes of a pruned draft, in one walk; for when the host has time to spare."""
-        states = [self._root]
-        for node in range(1, len(draft)):
-            states.append(self._child_or_none(states[int(draft.parents[node])], int(draft.tokens[node])))
-        for state in sorted({state for state in states if state > ENDED}):
-            self.enter_at(state)
+        """Compute the masks of all nodes of a pruned draft, depth first; for when the host has time to spare."""
+        below: list[list[int]] = [[] for _ in range(len(draft))]
+        for node in range(len(draft) - 1, 0, -1):
+            below[int(draft.parents[node])].append(node)
+        waiting = [(0, self._root)]
+        while waiting:
+            node, state = waiting.pop()
+            if state > ENDED and self.enter_at(state):
+                waiting += [(child, self._child_or_none(state, int(draft.tokens[child]))) for child in below[node]]
 
     def enter_at(self, state: int) -> bool:
         """Compute the mask of `state`; return False where the engine gives up on it."""
@@ -218,7 +225,7 @@ class Matcher:
     def _add(self, parent: int, token: int) -> int:
         state = len(self._parent)
         if state == len(self.masks):
-            self.masks = np.concatenate([self.masks, np.zeros_like(self.masks)])
+            self.reserve(2 * state)
         self._parent.append(parent)
         self._token.append(token)
         self._depth.append(self._depth[parent] + 1)
@@ -229,7 +236,12 @@ class Matcher:
     def reserve(self, states: int) -> None:
         """Make room for so many states in all, so that `masks` stays the same array meanwhile."""
         if states > len(self.masks):
-            self.masks = np.concatenate([self.masks, np.zeros((states, self.masks.shape[1]), np.uint32)])
+            masks = np.zeros((states, self.masks.shape[1]), np.uint32)
+            masks[: len(self.masks)] = self.masks
+            self._make_room(masks)
+
+    def _make_room(self, masks: Words) -> None:
+        self.masks, self._address, self._stride = masks, masks.ctypes.data, masks.strides[0]
 
     def _compute(self, state: int) -> None:
         self._try(self._mask_into, state)
@@ -243,29 +255,17 @@ class Matcher:
 
     def _mask_into(self, state: int) -> None:
         self._go(state)
-        row = self.masks[state]
-        row[self._bytes // 4 :] = 0
-        self._engine.unsafe_compute_mask_ptr(row.ctypes.data, self._bytes)
+        engine = self._engine
+        engine.unsafe_compute_mask_ptr(self._address + state * self._stride, self._bytes)
         self._check()
-        row[words(self._size) :] = 0
-        if self._size % 32:
-            row[self._size // 32] &= np.uint32((1 << self._size % 32) - 1)
-        ends = self.ends if self._engine.is_accepting() else ()
-        for end in (*self._compiled.ends, *self.ends):
-            if end < self._size:
-                row[end >> 5] &= np.uint32(0xFFFFFFFF ^ (1 << (end & 31)))
-        self._allow(state, ends)
-        if not row.any():
+        ends = (self._own_ends, self._ends, engine.is_accepting())
+        if not finish(self.masks, state, self._bytes // 4, self._size, *ends):
             raise GrammarError(self._dead_end())
 
     def _dead_end(self) -> str:
         if self._engine.is_accepting():
             return "the text is complete, and there is no token to end it with; set eos_token_id"
         return _STUCK
-
-    def _allow(self, state: int, tokens: Iterable[int]) -> None:
-        for token in tokens:
-            self.masks[state, token >> 5] |= np.uint32(1 << (token & 31))
 
     def _go(self, state: int) -> None:
         """Move the engine to `state`: back to where the ways part, and on from there."""

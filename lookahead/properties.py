@@ -1,33 +1,54 @@
-"""The keys that a JSON Schema names."""
+"""What a JSON Schema says of the keys of objects."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 _ALTERNATIVES = ("allOf", "anyOf", "oneOf")
-_INSIDE = ("items", "additionalProperties", "contains", "then", "else", "if", "not")
-_MOST = 4096  # names; a schema that has more is followed so far
+_INSIDE = ("items", "additionalProperties", "contains", "then", "else", "if", "not", "prefixItems")
+_DATA = ("enum", "const", "default", "examples")
+_MOST = 4096  # properties; a schema that has more is followed so far
 
 
-def property_names(schema: Any) -> list[str]:
-    """Return the names of all properties, an object's before those inside of it, in the order of the schema.
+class Property(NamedTuple):
+    """A key that a schema names, and the values that it shows for it."""
+
+    name: str
+    examples: tuple[Any, ...]
+
+
+def properties(schema: Any) -> list[Property]:
+    """Return all properties, an object's before those inside of it, in the order of the schema.
 
     References inside of the schema are followed, each once.
     """
-    names: list[str] = []
-    for name in _walk(schema, schema, set()):
-        names.append(name)
-        if len(names) == _MOST:
-            break
-    return names
+    return list(islice(_walk(schema), _MOST))
 
 
-def _walk(part: Any, whole: Any, seen: set[str]) -> Iterator[str]:
-    stack = [part]
+def counts_keys(schema: Any) -> bool:
+    """Return whether some object must have more keys, two or more, than are required by name."""
+    stack = [schema]
     while stack:
         part = stack.pop()
-        if isinstance(part, str):
+        if isinstance(part, dict):
+            least, required = part.get("minProperties"), part.get("required")
+            named = len(set(map(str, required))) if isinstance(required, list) else 0
+            if isinstance(least, int | float) and least > max(1, named):
+                return True
+            stack += [value for key, value in part.items() if key not in _DATA]
+        elif isinstance(part, list):
+            stack += part
+    return False
+
+
+def _walk(schema: Any) -> Iterator[Property]:
+    seen: set[str] = set()
+    stack: list[Any] = [schema]
+    while stack:
+        part = stack.pop()
+        if isinstance(part, Property):
             yield part
         if not isinstance(part, dict):
             continue
@@ -35,17 +56,28 @@ def _walk(part: Any, whole: Any, seen: set[str]) -> Iterator[str]:
         reference = part.get("$ref")
         if isinstance(reference, str) and reference not in seen:
             seen.add(reference)
-            below.append(_resolve(reference, whole))
+            below.append(_resolve(reference, schema))
         for keyword in _ALTERNATIVES:
-            alternatives = part.get(keyword)
-            below += alternatives if isinstance(alternatives, list) else []
-        properties = part.get("properties")
-        for name, value in properties.items() if isinstance(properties, dict) else ():
-            below += [name, value]
-        for keyword in (*_INSIDE, "prefixItems"):
-            value = part.get(keyword)
-            below += value if isinstance(value, list) else [value]
+            below += _listed(part.get(keyword))
+        named = part.get("properties")
+        for name, value in named.items() if isinstance(named, dict) else ():
+            below += [Property(str(name), _examples(value)), value]
+        for keyword in _INSIDE:
+            below += _listed(part.get(keyword))
         stack += reversed(below)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _examples(schema: Any) -> tuple[Any, ...]:
+    """Return the values that a schema shows, where they are no objects or lists."""
+    if not isinstance(schema, dict):
+        return ()
+    shown = [schema[keyword] for keyword in ("const", "default", "example") if keyword in schema]
+    shown += _listed(schema.get("examples", []))[:2]
+    return tuple(value for value in shown if isinstance(value, str | int | float))
 
 
 def _resolve(reference: str, whole: Any) -> Any:

@@ -107,6 +107,11 @@ class Target:
         self.seconds = 0.0
         self._next_position = last_position.cpu().numpy() + 1
 
+    @property
+    def runs_apart(self) -> bool:
+        """Whether the model runs on a device of its own, while the host has time to spare."""
+        return bool(self._device.type != "cpu")
+
     def depth(self, row: int, column: int) -> int | None:
         """Return how deep a draft of `row` may go under its node 0 at `column`; None: as deep as it likes."""
         if self._positions is None:

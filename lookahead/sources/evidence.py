@@ -46,7 +46,8 @@ FIRST_GUEST = FIRST_POOL + LENGTHS.shape[0]  # one column for each source that i
 GUESTS = 4
 NAMED, COVERED = (FIRST_GUEST + GUESTS + i for i in range(2))  # by the grammar
 ORDER, ECHO, COUNTED = (FIRST_GUEST + GUESTS + 2 + i for i in range(3))  # by the keys of JSON objects
-COLUMNS = -(-(FIRST_GUEST + GUESTS + 5) // 16) * 16  # whole vectors of the processor; the last ones stay 0
+FROM_PROMPT, FROM_SCHEMA, FROM_OUTPUT = (FIRST_GUEST + GUESTS + 5 + i for i in range(3))  # values of such a key
+COLUMNS = -(-(FIRST_GUEST + GUESTS + 8) // 16) * 16  # whole vectors of the processor; the last ones stay 0
 
 _CLIP = np.float32(4.0)
 _LOG = np.log(np.arange(1024, dtype=np.float32) + np.float32(0.4))

@@ -15,6 +15,7 @@ from lookahead.draft import IntArray
 from lookahead.masks import Words
 from lookahead.sources.kernels import inner
 from lookahead.spelling import CLOSES, QUOTE, Spelling, spelling
+from lookahead.values import Chain, Key
 
 FEW = 64
 """So many allowed tokens are looked at one by one."""
@@ -38,6 +39,10 @@ class Guide(NamedTuple):
     spelling: Spelling
     keys: IntArray  # the tokens of the keys that a schema names, one key after the other
     starts: IntArray  # [K + 1] where each key starts in `keys`
+    values: IntArray  # the tokens of values that stood behind them, one value after the other
+    value_starts: IntArray  # [C + 1] where each value starts in `values`
+    value_places: IntArray  # [C] where it was found, see `lookahead.values`
+    key_values: IntArray  # [K + 1] where the values of each key start
     ends: IntArray  # [E] tokens that end the text: never drafted
     address: NDArray[np.int64]  # [1] of the function that enters a state, 0: there is no grammar
     now: NDArray[np.int64]  # [5] of the node asked about, see below
@@ -48,23 +53,33 @@ class Guide(NamedTuple):
 
 def no_guide() -> Guide:
     """Return the guide of a text that follows no grammar."""
-    return guide(np.zeros((0, 0), np.uint32), spelling(()), (), (), 0)
+    return guide(np.zeros((0, 0), np.uint32), spelling(()), (), (), (), 0)
 
 
 def guide(
-    masks: Words, spelling: Spelling, keys: Sequence[Sequence[int]], ends: Sequence[int], address: int
+    masks: Words,
+    spelling: Spelling,
+    keys: Sequence[Key],
+    values: Sequence[Chain],
+    ends: Sequence[int],
+    address: int,
 ) -> Guide:
     """Return what kernels need to know of a matcher.
 
     Args:
+        values: of the keys, ordered by key.
         address: of a C function (state, token) -> state whose mask is computed, -1 where nothing may follow; called
             with the state -1 it enters the root.
     """
     return Guide(
         masks=masks,
         spelling=spelling,
-        keys=np.array([token for key in keys for token in key], np.int32),
-        starts=np.cumsum([0, *map(len, keys)], dtype=np.int32),
+        keys=_flat([key.tokens for key in keys]),
+        starts=_starts([key.tokens for key in keys]),
+        values=_flat([value.tokens for value in values]),
+        value_starts=_starts([value.tokens for value in values]),
+        value_places=np.array([value.place for value in values], np.int32),
+        key_values=np.searchsorted([value.key for value in values], range(len(keys) + 1)).astype(np.int32),
         ends=np.array(ends, np.int32),
         address=np.array([address], np.int64),
         now=np.array([-1, 0, 0, 0, 0], np.int64),
@@ -72,6 +87,14 @@ def guide(
         covered=np.zeros(FEW, np.bool_),
         closers=np.zeros(FEW, np.int32),
     )
+
+
+def _flat(lists: Sequence[Sequence[int]]) -> IntArray:
+    return np.array([token for tokens in lists for token in tokens], np.int32)
+
+
+def _starts(lists: Sequence[Sequence[int]]) -> IntArray:
+    return np.cumsum([0, *map(len, lists)], dtype=np.int32)
 
 
 @intrinsic

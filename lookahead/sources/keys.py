@@ -1,13 +1,14 @@
-"""What keys of JSON objects tell: which key comes next, and values that take up the words of their key."""
+"""What keys of JSON objects tell: which key comes next, which values it had, and values made of its own words."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from lookahead.sources.evidence import COUNTED, ECHO, ORDER, row_of
+from lookahead.sources.evidence import COUNTED, ECHO, FROM_OUTPUT, FROM_PROMPT, FROM_SCHEMA, ORDER, row_of
 from lookahead.sources.guide import ALLOWED, kind_of, limited, permits
 from lookahead.sources.kernels import inner
 from lookahead.spelling import KEY_END, QUOTE, SEPARATES, STRING_START
+from lookahead.values import PROMPT, SCHEMA
 
 _AHEAD = 512  # keys that are looked at for the next one
 _NEXT = 4  # keys that are named
@@ -16,7 +17,7 @@ _WORDS = 6  # tokens of a key
 
 @inner
 def ask_keys(evidence, suffix, length, cursor, offset):  # type: ignore[no-untyped-def]
-    """Name the keys that come next in the schema, the words of the key under way, and the next number.
+    """Name the keys that come next in the schema, values and words of the key under way, and the next number.
 
     Args:
         suffix: the last tokens, newest first, `length` of them.
@@ -27,8 +28,13 @@ def ask_keys(evidence, suffix, length, cursor, offset):  # type: ignore[no-untyp
         return
     if guide.keys.shape[0] > 0:
         _ask_order(evidence, suffix, cursor, offset)
+    begin = 0
+    while begin < length and kind_of(guide, suffix[begin]) & KEY_END == 0:
+        begin += 1
+    if begin < length and cursor >= 0 and guide.value_places.shape[0] > 0:
+        _ask_values(evidence, suffix, begin, cursor)
     if guide.now[ALLOWED] > 4096:
-        _ask_echo(evidence, suffix, length)
+        _ask_echo(evidence, suffix, length, begin)
     _count_on(evidence)
 
 
@@ -70,10 +76,23 @@ def _name(evidence, token, column, value):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _ask_echo(evidence, suffix, length):  # type: ignore[no-untyped-def]
-    guide, begin = evidence.guide, 0
-    while begin < length and kind_of(guide, suffix[begin]) & KEY_END == 0:
-        begin += 1
+def _ask_values(evidence, suffix, begin, key):  # type: ignore[no-untyped-def]
+    """Name what goes on with values of `key`; the last `begin` tokens of the text stand behind it."""
+    guide = evidence.guide
+    for c in range(guide.key_values[key], guide.key_values[key + 1]):
+        at, size = guide.value_starts[c], guide.value_starts[c + 1] - guide.value_starts[c]
+        same = begin < size
+        for i in range(begin if same else 0):
+            same = same and guide.values[at + i] == suffix[begin - 1 - i]
+        if same:
+            place = guide.value_places[c]
+            column = FROM_PROMPT if place == PROMPT else FROM_SCHEMA if place == SCHEMA else FROM_OUTPUT
+            _name(evidence, np.int64(guide.values[at + begin]), column, np.float32(1.0 if begin < 2 else 1.5))
+
+
+@inner
+def _ask_echo(evidence, suffix, length, begin):  # type: ignore[no-untyped-def]
+    guide = evidence.guide
     end = begin + 1
     while end < length and kind_of(guide, suffix[end]) & STRING_START == 0:
         end += 1

@@ -30,6 +30,9 @@ from lookahead.sources.evidence import (
     FAVOURITE,
     FIRST_EDIT,
     FIRST_GUEST,
+    FROM_OUTPUT,
+    FROM_PROMPT,
+    FROM_SCHEMA,
     GUESTS,
     NAMED,
     ORDER,
@@ -102,6 +105,7 @@ def untrained_weights() -> Weights:
     w[0, POOL_BLEND] = 0.9
     w[0, BY_TOKEN] = 0.3
     w[_FIFTH:_SIXTH, [NAMED, COVERED, ORDER, ECHO]] = 1.0, -2.0, 0.5, 0.5
+    w[_FIFTH:_SIXTH, [FROM_PROMPT, FROM_SCHEMA, FROM_OUTPUT]] = 1.5, 1.0, 1.0
     trials = np.tile(np.array([1.0, 2.0], np.float32), (CELLS, 1))
     return Weights(w, np.ones_like(w), trials)
 
