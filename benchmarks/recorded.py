@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -25,6 +26,27 @@ class Request:
     prompt: IntArray
     output: IntArray
 
+    def matcher(self) -> Any:
+        """Return what follows the output through its grammar; None: it is free."""
+        return None
+
+
+def lines(path: Path) -> Iterator[tuple[bytes, str]]:
+    """Yield every line that is not blank, and where it stands.
+
+    Raises:
+        BadInput: the file does not unpack.
+    """
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    try:
+        with gzip.open(path) if zipped else path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield line, f"{path}, line {number}"
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise BadInput(f"{path} does not unpack: {error}") from None
+
 
 def read(path: Path) -> Iterator[tuple[str, str, str]]:
     """Yield the workload, prompt and output of every line that is not blank.
@@ -32,15 +54,7 @@ def read(path: Path) -> Iterator[tuple[str, str, str]]:
     Raises:
         BadInput: a line is no JSON object or lacks a text (names the line), or the file does not unpack.
     """
-    with path.open("rb") as file:
-        zipped = file.read(2) == b"\x1f\x8b"
-    try:
-        with gzip.open(path) if zipped else path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield parse(line, f"{path}, line {number}")
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise BadInput(f"{path} does not unpack: {error}") from None
+    return (parse(*line) for line in lines(path))
 
 
 def parse(line: bytes, where: str) -> tuple[str, str, str]:

@@ -1,12 +1,18 @@
 """Replay recorded text against drafters, ours and peers': how many tokens would each model pass have yielded?
 
     python benchmarks/replay.py FILE [--tokenizer DIR] [--nodes 32] [--drafter NAME ...] [--json OUT] [--details OUT]
+    python benchmarks/replay.py FILE --grammar [...]
 
 FILE has one JSON object a line, plain or gzipped, with the strings `prompt` and `output` and, if there are several, the
 name of the `workload`; other keys are ignored. The target "answers" with the recorded output, so only drafting is
 judged: the longest drafted path that agrees with it is accepted, plus one token. Every drafter gets the same requests
 in file order, each once, the same tokens and the same budget of nodes a pass. It sees the prompt and the output so far,
 never what is to come; what it keeps of a request (a pool, a suffix cache, what it learnt) it may use in later ones.
+
+With --grammar only requests with a JSON Schema as `schema` are replayed, their output written again as its grammar
+wants it (see constrained.py): what does not compile or is not allowed is left out and counted. Our grower follows the
+grammar: with all sources, without a pool, with nothing but the pool, with nothing at all (forced); blind is told of no
+grammar. The peers are shown as they are, and pruned by the grammar.
 
 There is no model, hence no logits: the recycled ones stay out of it. Times are of this thread on the CPU, from the
 start of a request to the end of what is kept of it, compiling left out. A peer that does not import is left out and
@@ -25,6 +31,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import constrained
 import numpy as np
 from peers import PEERS, Contender
 from recorded import BadInput, Request, load, load_tokenizer
@@ -46,6 +53,7 @@ class Score:
     passes: int = 0
     nodes: int = 0
     seconds: float = 0.0
+    grammar: float = 0.0  # of these seconds, following the grammar
 
     def add(self, other: Score) -> None:
         for name in self.__slots__:
@@ -57,6 +65,7 @@ class Score:
             "tokens_per_pass": self.tokens / passes,
             "nodes_per_pass": self.nodes / passes,
             "us_per_pass": 1e6 * self.seconds / passes,
+            "grammar_us_per_pass": 1e6 * self.grammar / passes,
         }
 
 
@@ -75,16 +84,16 @@ class Nothing(Contender):
 class Ours(Contender):
     """Our grower; with a pool, every request joins it when it has ended."""
 
-    def __init__(self, *, min_chance: float, pool: bool) -> None:
+    def __init__(self, *, min_chance: float, pool: bool, sources: tuple[str, ...] = ("prompt",)) -> None:
         self.settings = {"min_chance": min_chance, "pool": pool}
         self._pool = None
         if not pool:
-            self._grower = Grower(sources=("prompt",), min_chance=min_chance)
+            self._grower = Grower(sources=sources, min_chance=min_chance)
             return
         from lookahead import Pool
 
         self._pool = Pool()
-        self._grower = Grower(sources=("prompt", "pool"), pools=(self._pool,), min_chance=min_chance)
+        self._grower = Grower(sources=(*sources, "pool"), pools=(self._pool,), min_chance=min_chance)
 
     def start(self, context: IntArray) -> Drafter:
         return self._grower.start(context)
@@ -97,17 +106,20 @@ class Ours(Contender):
             self._pool.add(text)
 
 
-def makers(min_chance: float) -> dict[str, Callable[[], Contender]]:
-    """Return how to make each drafter; raises ImportError where it is not there."""
+def makers(min_chance: float, *, grammar: bool = False) -> dict[str, Callable[[], Contender]]:
+    """Return how to make each drafter, by default all but the last; raises ImportError where it is not there."""
+    ours = partial(Ours, min_chance=min_chance)
+    both = {"lookahead": partial(ours, pool=True), "lookahead_no_pool": partial(ours, pool=False)}
+    if not grammar:
+        return {**both, **PEERS, "none": Nothing}
     return {
-        "lookahead": partial(Ours, min_chance=min_chance, pool=True),
-        "lookahead_no_pool": partial(Ours, min_chance=min_chance, pool=False),
-        **PEERS,
+        **both,
+        "pool": partial(ours, pool=True, sources=()),
+        "forced": partial(ours, pool=False, sources=()),
+        "blind": partial(constrained.Behind, both["lookahead"], constrained.Blind),
+        **constrained.peers(Nothing),
         "none": Nothing,
     }
-
-
-DEFAULT = ("lookahead", "lookahead_no_pool", *PEERS)
 
 
 def accept(draft: Draft, rest: IntArray) -> tuple[list[int], IntArray]:
@@ -153,12 +165,16 @@ class Text:
 def replay(request: Request, drafter: Contender, budget: int) -> Score:
     """Let `drafter` draft one request; return what came of it."""
     text, score = Text(request.prompt, len(request.prompt) + len(request.output)), Score(1, len(request.output))
-    rest = request.output
+    rest, matcher = request.output, request.matcher()
     begin = time.thread_time()
     row = drafter.start(text.so_far())
+    if matcher and not row.obey(matcher):
+        matcher = None  # one that is told of no grammar
     score.seconds += time.thread_time() - begin
     while len(rest):
         begin = time.thread_time()
+        if matcher:
+            matcher.settle(request.output[: len(request.output) - len(rest)])
         draft = row.propose(text.so_far(), budget).cut(budget)
         score.seconds += time.thread_time() - begin
         path, committed = accept(draft, rest)
@@ -173,14 +189,19 @@ def replay(request: Request, drafter: Contender, budget: int) -> Score:
     begin = time.thread_time()
     drafter.finish(np.concatenate([request.prompt, request.output]))
     score.seconds += time.thread_time() - begin
+    if matcher:
+        score.grammar = matcher.seconds
+        matcher.close()
     return score
 
 
-def warm_up(drafter: Contender) -> None:
-    """Compile before the clock runs; the second request meets what is kept of the first."""
-    tokens = np.arange(8, dtype=np.int32)
+SHORT = Request("", np.arange(4, dtype=np.int32), np.arange(8, dtype=np.int32))
+
+
+def warm_up(drafter: Contender, request: Request = SHORT) -> None:
+    """Compile before the clock runs; the second time meets what is kept of the first."""
     for _ in range(2):
-        replay(Request("", tokens[:4], tokens), drafter, 4)
+        replay(request, drafter, 4)
 
 
 def run(requests: list[Request], make: Callable[[], Contender], budget: int, fresh: bool) -> Scores:
@@ -204,17 +225,17 @@ def total(scores: Scores) -> Score:
 
 
 def tables(results: dict[str, Scores]) -> str:
-    """Return Markdown: tokens per pass by workload and drafter, then what each drafter spends."""
+    """Return Markdown: of each drafter the tokens per pass by workload, and what it spends."""
     first = next(iter(results.values()))
-    lines = [f"| workload | n | {' | '.join(results)} |", "|---" * (len(results) + 2) + "|"]
-    for workload, score in first.items():
-        cells = [f"{scores[workload].means()['tokens_per_pass']:.2f}" for scores in results.values()]
-        lines.append(f"| {workload} | {score.requests} | {' | '.join(cells)} |")
-    lines += ["", "| drafter | nodes a pass | µs a pass |", "|---|---|---|"]
+    names = [f"{workload} ({score.requests})" for workload, score in first.items()]
+    heads = ["drafter", *names, "nodes a pass", "µs a pass", "of it grammar"]
+    lines = [heads, ["---"] * len(heads)]
     for name, scores in results.items():
+        each = [f"{score.means()['tokens_per_pass']:.2f}" for score in scores.values()]
         means = total(scores).means()
-        lines.append(f"| {name} | {means['nodes_per_pass']:.1f} | {means['us_per_pass']:.0f} |")
-    return "\n".join(lines)
+        times = [f"{means[key]:.0f}" for key in ("us_per_pass", "grammar_us_per_pass")]
+        lines.append([name, *each, f"{means['nodes_per_pass']:.1f}", *times])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def by_workload(results: dict[str, Scores]) -> dict[str, dict[str, Score]]:
@@ -240,19 +261,22 @@ def details(results: dict[str, Scores]) -> dict[str, Any]:
     return found
 
 
-def choose(names: list[str], min_chance: float) -> tuple[dict[str, Callable[[], Contender]], dict[str, str]]:
+def choose(
+    names: list[str], known: dict[str, Callable[[], Contender]], warm: Callable[[Contender], None]
+) -> tuple[dict[str, Callable[[], Contender]], dict[str, str]]:
     """Return how to make each drafter that there is, with its code compiled, and why others are left out.
 
     Raises:
-        BadInput: one that was asked for by name does not import.
+        BadInput: one that was asked for by name is not known or does not import.
     """
+    if unknown := set(names) - set(known):
+        raise BadInput(f"--drafter {', '.join(sorted(unknown))}: choose from {', '.join(known)}")
     chosen: dict[str, Callable[[], Contender]] = {}
     left_out: dict[str, str] = {}
-    for name in dict.fromkeys(names or DEFAULT):
-        make = makers(min_chance)[name]
+    for name in dict.fromkeys(names or list(known)[:-1]):
         try:
-            warm_up(make())
-            chosen[name] = make
+            warm(known[name]())
+            chosen[name] = known[name]
         except ImportError as error:
             if names:
                 raise BadInput(f"--drafter {name}: {error}") from None
@@ -275,9 +299,9 @@ def arguments() -> argparse.Namespace:
         action="extend",
         default=[],
         metavar="NAME",
-        choices=list(makers(0.0)),
-        help="these only, of %(choices)s (default: all that import; none is plain decoding)",
+        help=f"these only, of {', '.join(makers(0.0))}; more with --grammar (default: all that import but none)",
     )
+    parser.add_argument("--grammar", action="store_true", help="requests with a schema, under its grammar")
     parser.add_argument("--fresh", action="store_true", help="every workload starts with nothing learnt and kept")
     parser.add_argument("--min-chance", type=float, default=0.0, help="of our grower (default: %(default)s)")
     parser.add_argument("--workload", nargs="+", action="extend", default=[], help="these only", metavar="NAME")
@@ -292,10 +316,17 @@ def arguments() -> argparse.Namespace:
 
 def main(options: argparse.Namespace) -> None:
     tokenizer = options.tokenizer or Path(lookahead.demo_path())
-    requests, skipped = load(options.requests, load_tokenizer(tokenizer), options.workload, options.limit)
-    if skipped:
-        tell(f"skipped: {skipped} requests with an empty prompt or output")
-    chosen, left_out = choose(options.drafter, options.min_chance)
+    tokens = load_tokenizer(tokenizer)
+    where = options.requests, tokens, options.workload, options.limit
+    if options.grammar:
+        (requests, reasons), warm = constrained.load(*where), partial(warm_up, request=constrained.short(tokens))
+        skipped = dict(reasons.most_common())
+    else:
+        (requests, empty), warm = load(*where), warm_up
+        skipped = {"empty prompt or output": empty} if empty else {}
+    for reason, count in skipped.items():
+        tell(f"skipped: {count} requests: {reason}")
+    chosen, left_out = choose(options.drafter, makers(options.min_chance, grammar=options.grammar), warm)
     for name, reason in left_out.items():
         tell(f"left out: {name} ({reason})")
     results: dict[str, Scores] = {}
@@ -308,7 +339,7 @@ def main(options: argparse.Namespace) -> None:
         write(options.json, summary(results))
     if options.details:
         common = {"file": str(options.requests), "tokenizer": str(tokenizer)}
-        common |= {name: getattr(options, name) for name in ("nodes", "fresh", "limit")}
+        common |= {name: getattr(options, name) for name in ("nodes", "fresh", "limit", "grammar")}
         found = {"workloads": details(results), "drafters": settings, "left_out": left_out, "skipped": skipped}
         write(options.details, common | found)
 

@@ -12,9 +12,12 @@ if TYPE_CHECKING:
     from lookahead.engine import Lookahead, generate
     from lookahead.errors import (
         GrammarError,
+        IncompleteJson,
+        IncompleteText,
         InvalidArgument,
         InvalidDraft,
         InvalidInput,
+        InvalidValue,
         LookaheadError,
         PoolBusy,
         PoolDamaged,
@@ -25,11 +28,17 @@ if TYPE_CHECKING:
         UnsupportedArgument,
         UnsupportedCache,
         UnsupportedModel,
+        UnusableText,
     )
     from lookahead.grammar import Grammar
     from lookahead.grow import Grower
+    from lookahead.json_stream import JsonStream
     from lookahead.loading import demo_path
     from lookahead.pool.pool import Pool
+    from lookahead.results import Result
+    from lookahead.schema_memory import SchemaMemory
+    from lookahead.schemas import schema_of
+    from lookahead.structured import generate_choice, generate_grammar, generate_json, generate_regex, stream_json
     from lookahead.trace import Pass, Run, Step
 
 __version__ = "0.1.0"
@@ -41,9 +50,13 @@ _HOME = {
     "GrammarError": "errors",
     "GrammarProcessor": "constrain",
     "Grower": "grow",
+    "IncompleteJson": "errors",
+    "IncompleteText": "errors",
     "InvalidArgument": "errors",
     "InvalidDraft": "errors",
     "InvalidInput": "errors",
+    "InvalidValue": "errors",
+    "JsonStream": "json_stream",
     "Lookahead": "engine",
     "LookaheadError": "errors",
     "Pass": "trace",
@@ -54,13 +67,22 @@ _HOME = {
     "PoolMismatch": "errors",
     "PoolNotFound": "errors",
     "PoolTooNew": "errors",
+    "Result": "results",
     "Run": "trace",
+    "SchemaMemory": "schema_memory",
     "Step": "trace",
     "UnsupportedArgument": "errors",
     "UnsupportedCache": "errors",
     "UnsupportedModel": "errors",
+    "UnusableText": "errors",
     "demo_path": "loading",
     "generate": "engine",
+    "generate_choice": "structured",
+    "generate_grammar": "structured",
+    "generate_json": "structured",
+    "generate_regex": "structured",
+    "schema_of": "schemas",
+    "stream_json": "structured",
 }
 __all__ = [
     "Draft",
@@ -69,9 +91,13 @@ __all__ = [
     "GrammarError",
     "GrammarProcessor",
     "Grower",
+    "IncompleteJson",
+    "IncompleteText",
     "InvalidArgument",
     "InvalidDraft",
     "InvalidInput",
+    "InvalidValue",
+    "JsonStream",
     "Lookahead",
     "LookaheadError",
     "Pass",
@@ -82,13 +108,22 @@ __all__ = [
     "PoolMismatch",
     "PoolNotFound",
     "PoolTooNew",
+    "Result",
     "Run",
+    "SchemaMemory",
     "Step",
     "UnsupportedArgument",
     "UnsupportedCache",
     "UnsupportedModel",
+    "UnusableText",
     "demo_path",
     "generate",
+    "generate_choice",
+    "generate_grammar",
+    "generate_json",
+    "generate_regex",
+    "schema_of",
+    "stream_json",
 ]
 
 

@@ -1,4 +1,4 @@
-"""The command line: `lookahead demo`, `lookahead generate` and `lookahead pool`."""
+"""The command line: `lookahead demo`, `generate`, `json`, `grammars` and `pool`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,26 @@ import argparse
 import contextlib
 import json
 import os
-import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lookahead.errors import InvalidInput, LookaheadError, UnsupportedArgument, UnsupportedModel
+from lookahead.command import (
+    Say,
+    check_sampling,
+    check_writable,
+    decoding,
+    loaded,
+    nodes,
+    read_grammar,
+    say_stats,
+    served,
+    status,
+    unwritable,
+)
+from lookahead.errors import InvalidInput, LookaheadError
 from lookahead.options import parser
 
 # torch, transformers and rich are imported where they are used, so that `lookahead --help` answers at once.
@@ -24,14 +36,12 @@ if TYPE_CHECKING:
 
 DIFFERS, BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141
 DEMO_SECONDS = 70.0  # no round that would end later, counted from the start of the command, is begun
-SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 POOL_ACTIONS = (["build"], ["add"], ["info"], ["prune"])
-Say = Callable[[str], None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0 done, 1 outputs differ or a pool is damaged, 2 bad input, 130
-    interrupted."""
+    """Run a command and return its exit code: 0 done, 1 outputs differ, a value is incomplete or a pool is damaged,
+    2 bad input, 130 interrupted."""
     try:
         _tolerate(sys.stdout)
         code = _run(sys.argv[1:] if argv is None else list(argv))
@@ -53,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    asks_nothing = argv in ([], ["generate"], ["pool"]) or (argv[0] == "pool" and argv[1:] in POOL_ACTIONS)
+    asks_nothing = argv in ([], ["generate"], ["json"], ["pool"]) or (argv[0] == "pool" and argv[1:] in POOL_ACTIONS)
     try:
         args = parser().parse_args([*argv, "--help"] if asks_nothing else argv)
     except SystemExit as stop:  # after help or version
@@ -62,6 +72,10 @@ def _run(argv: list[str]) -> int:
         from lookahead.pool.command import run
 
         return run(args)
+    if args.command in ("json", "grammars"):
+        from lookahead import json_command
+
+        return json_command.grammars(args) if args.command == "grammars" else json_command.run(args)
     return demo(args) if args.command == "demo" else generate(args)
 
 
@@ -79,39 +93,15 @@ def _drop_output() -> None:
 
 def generate(args: argparse.Namespace) -> int:
     """Write on from a prompt."""
-    from lookahead.loading import Checkpoint, check_device, check_fit, check_served, encode, quiet, read_prompt, room
-
-    if args.greedy and (given := [name for name in SAMPLING if getattr(args, name) is not None]):
-        raise InvalidInput(f"--greedy takes the likeliest token; leave out --{given[0].replace('_', '-')}, or --greedy")
+    check_sampling(args)
     if args.plain and args.pool:
         raise InvalidInput("--plain drafts nothing; leave out --pool, or --plain")
-    prompt = read_prompt(args.prompt, args.prompt_file)
-    with _status(f"loading {args.model} …") as say, quiet():
-        checkpoint, device = Checkpoint(args.model), check_device(args.device)
-        config = checkpoint.config()
-        if not args.plain:
-            check_served(config, args.model)
-        tokenizer = checkpoint.tokenizer()
-        inputs = encode(tokenizer, prompt, chat=args.chat)
-        check_fit(config, inputs)
-        limit = room(config, inputs["input_ids"].shape[1], args.max_new_tokens)
-        dtype = "float32" if (args.model, args.dtype) == ("demo", "auto") else args.dtype
-        model = checkpoint.model(config, dtype=dtype, device=device)
-        inputs = {name: value.to(device) for name, value in inputs.items()}
-        say("")
-        _write(args, model, tokenizer, inputs, _decoding(args, limit))
+    grammar = None if args.grammar is None else read_grammar(args.grammar)
+    with loaded(args) as found:
+        options = decoding(args) | {"max_new_tokens": found.limit} | ({"stop_strings": args.stop} if args.stop else {})
+        options |= {} if grammar is None else {"grammar": grammar}
+        _write(args, found.model, found.tokenizer, found.inputs, options)
     return 0
-
-
-def _decoding(args: argparse.Namespace, limit: int) -> dict[str, Any]:
-    """Return the arguments of `generate()` that the options stand for."""
-    names = [name for name in (*SAMPLING, "repetition_penalty") if getattr(args, name) is not None]
-    options = {name: getattr(args, name) for name in names} | {"max_new_tokens": limit}
-    if args.greedy:
-        options["do_sample"] = False
-    elif args.sample or any(name in SAMPLING for name in names):
-        options["do_sample"] = True
-    return options | ({"stop_strings": args.stop} if args.stop else {})
 
 
 def _write(
@@ -140,48 +130,34 @@ def _write(
     if not written[-1].endswith("\n"):
         print()
     if args.stats:
-        passes = tokens if run is None else len(run.passes) + 1
-        each = f"{tokens / passes:.2f} tokens per pass"
-        print(f"{tokens} tokens, {passes} passes, {each}, {seconds:.2f} s", file=sys.stderr, flush=True)
+        say_stats(tokens, run, seconds)
 
 
 def _decode(args: argparse.Namespace, model: Any, tokenizer: Any, arguments: dict[str, Any]) -> tuple[Any, Run | None]:
     """Return the sequence and, unless plain, what `Lookahead` did."""
-    import torch
-
     from lookahead.engine import Lookahead
+    from lookahead.request import end_tokens
 
-    try:
+    grammar = arguments.pop("grammar", None)
+    with served(args):
         if args.plain:
+            if grammar is not None:
+                processor = grammar.processor(tokenizer, eos_token_id=end_tokens(model, arguments))
+                arguments = arguments | {"logits_processor": [processor]}
             return model.generate(**arguments, tokenizer=tokenizer), None
         remember: Remember = None if args.no_remember else "output"
-        with Lookahead(model, tokenizer, pool=args.pool, remember=remember, **_nodes(args)) as lookahead:
-            return lookahead.generate(**arguments), lookahead.last
-    except (UnsupportedModel, UnsupportedArgument) as error:
-        raise InvalidInput(f"--model {args.model}: {error}; or add --plain") from error
-    except torch.OutOfMemoryError as error:
-        raise InvalidInput(
-            "the device has too little memory; give a shorter prompt or fewer --max-new-tokens"
-        ) from error
-    except RuntimeError as error:
-        if "probability tensor" in str(error):
-            fix = "use a higher --temperature, or --dtype float32"
-            raise InvalidInput(f"the model's scores cannot be sampled from, they are not finite; {fix}") from error
-        raise
-
-
-def _nodes(args: argparse.Namespace) -> dict[str, Any]:
-    return {} if args.nodes is None else {"nodes": args.nodes}
+        with Lookahead(model, tokenizer, pool=args.pool, remember=remember, **nodes(args)) as lookahead:
+            return lookahead.generate(**arguments, grammar=grammar), lookahead.last
 
 
 def demo(args: argparse.Namespace) -> int:
     """Compare plain and lookahead decoding on the bundled prompts and show what came out."""
     started = time.monotonic()
     if args.json is not None:
-        _check_writable(args.json)
+        check_writable("--json", args.json)
     from lookahead.loading import quiet
 
-    with _status("loading the model …") as say, quiet():
+    with status("loading the model …") as say, quiet():
         import torch
 
         threads = torch.get_num_threads()
@@ -207,7 +183,7 @@ def _measure(args: argparse.Namespace, started: float, say: Say) -> tuple[Compar
     config = checkpoint.config()
     check_served(config, args.model)
     tasks, tokenizer = read_tasks(checkpoint.directory), checkpoint.tokenizer()
-    comparison = Comparison(checkpoint.model(config, dtype="float32"), tokenizer, tasks, **_nodes(args))
+    comparison = Comparison(checkpoint.model(config, dtype="float32"), tokenizer, tasks, **nodes(args))
     say("warming up (the very first run compiles) …")
     compiling = comparison.warm_up()
     for _ in range(args.rounds):
@@ -240,43 +216,8 @@ def _show(args: argparse.Namespace, comparison: Comparison, compiling: float) ->
         screen.write(f"\nAll {len(rows)} outputs are identical to those of model.generate().")
 
 
-@contextlib.contextmanager
-def _status(first: str) -> Iterator[Say]:
-    """Give a function that shows one line of progress where a person watches standard error; no thread disturbs."""
-    watched, width = sys.stderr is not None and sys.stderr.isatty(), shutil.get_terminal_size().columns - 1
-    shown = ""
-
-    def say(text: str) -> None:
-        nonlocal shown
-        if watched and (text or shown):  # with nothing to clear, the line may hold output
-            print(f"\r{'':{len(shown)}}\r{text[:width]}", end="", file=sys.stderr, flush=True)
-        shown = text[:width]
-
-    try:
-        say(first)
-        yield say
-    finally:
-        say("")
-
-
-def _check_writable(file: str) -> None:
-    """Raise `InvalidInput` before the work where the rows could not be saved after it."""
-    path = Path(file)
-    existed = path.exists()
-    try:
-        path.open("a").close()
-        if not existed:
-            path.unlink()
-    except OSError as error:
-        raise _unwritable(file, error) from error
-
-
 def _save(file: str, rows: Sequence[Row]) -> None:
     try:
         Path(file).write_text(json.dumps([row.as_dict() for row in rows], indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise _unwritable(file, error) from error
-
-
-def _unwritable(file: str, error: OSError) -> InvalidInput:
-    return InvalidInput(f"--json {file}: {(error.strerror or str(error)).lower()}; give a file that can be written")
+        raise unwritable("--json", file, error) from error

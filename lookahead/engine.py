@@ -289,7 +289,6 @@ class Lookahead:
             self.last = Run(progress.settled, tuple(decoder.passes))
         return cache
 
-
     def _learn_values(self, sampler: Sampler, progress: Progress) -> None:
         """Let the default drafter learn from outputs that followed a grammar."""
         for processor in sampler.grammars:

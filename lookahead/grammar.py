@@ -6,19 +6,22 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from lookahead.dialect import adapted, counts_keys
 from lookahead.errors import GrammarError, InvalidArgument
-from lookahead.matcher import Matcher
-from lookahead.properties import counts_keys, properties
+from lookahead.matcher import Matcher, engine_words
+from lookahead.properties import properties
 from lookahead.values import Key
 from lookahead.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from lookahead.constrain import GrammarProcessor
 
+T = TypeVar("T")
 Whitespace = Literal["fixed", "compact", "indented"]
 
 # Flexible white space forces little, and models run away in it.
@@ -31,7 +34,7 @@ _WHITESPACE: dict[str, dict[str, Any]] = {
 _ESCAPES = '"\\bfnrt'
 # Several times the engine's defaults: what takes longer than a second or so is an error, not a hang.
 _LIMITS: dict[str, Any] = {"initial_lexer_fuel": 4_000_000, "step_lexer_fuel": 1_000_000, "step_max_items": 200_000}
-_IDLE = 8  # engines of one grammar that wait for the next request
+_LARGEST, _SHALLOW, _STACK = 4_000_000, 20_000, 1 << 30  # characters of a grammar; bytes, used as needed
 _KEPT = 64  # grammars compiled for one tokenizer
 
 
@@ -46,7 +49,7 @@ class Grammar:
         kind: which of those made it.
         text: what it was made of.
         source: the same for the grammar engine, llguidance.
-        dropped: what `lenient` left out of a JSON Schema.
+        dropped: what was left out of a JSON Schema.
     """
 
     kind: str
@@ -65,7 +68,7 @@ class Grammar:
             whitespace: "fixed" (one line, ", " and ": "), "compact" (none at all), or "indented" (line breaks and
                 indentation where JSON allows white space, as the model likes, but never more than 40 spaces).
             lenient: leave out the keywords that the engine does not know, and list them in `dropped`; else they are
-                refused by name.
+                refused by name. A format that JSON Schema does not name is always left out, and listed.
 
         Raises:
             GrammarError: not JSON, not a schema, or one with keywords that are not supported.
@@ -81,13 +84,15 @@ class Grammar:
                 "json_schema: minProperties cannot be enforced, since a key may be written twice; leave it out where "
                 "it asks for more than the required keys, or give lenient=True"
             )
+        value, formats = adapted(value)
         try:
             options = _WHITESPACE[whitespace] | {"lenient": lenient, "json_allowed_escapes": _ESCAPES}
             source = _engine().grammar_from_json_schema(value, overrides=options)
         except ValueError as error:  # half of a surrogate pair, for one
             raise GrammarError(f"json_schema: {error}") from error
         grammar = cls._checked("json_schema", text, source)
-        return replace(grammar, dropped=(*grammar.dropped, "minProperties")) if counts_keys(value) else grammar
+        more = ["minProperties"] if counts_keys(value) else []
+        return replace(grammar, dropped=(*grammar.dropped, *more, *formats))
 
     @classmethod
     def regex(cls, pattern: str) -> Grammar:
@@ -117,8 +122,8 @@ class Grammar:
         texts = [options] if isinstance(options, str) else list(options) if isinstance(options, Iterable) else []
         if not texts or not all(isinstance(text, str) and text for text in texts):
             raise InvalidArgument(f"choice needs one or more non-empty strings, got {options!r}")
-        rule = " | ".join(_quoted(_str("choice", text)) for text in dict.fromkeys(texts))
-        return cls._checked("choice", json.dumps(texts), _engine().grammar_from_lark(f"start: {rule}\n"))
+        words = " | ".join(_quoted(_str("choice", text)) for text in dict.fromkeys(texts))
+        return cls._checked("choice", json.dumps(texts), _engine().grammar_from_lark(f"start: WORD\nWORD: {words}\n"))
 
     @classmethod
     def named(cls, name: str) -> Grammar:
@@ -131,7 +136,10 @@ class Grammar:
 
     @classmethod
     def _checked(cls, kind: str, text: str, source: str) -> Grammar:
-        failed, messages = _engine().validate_grammar_with_warnings(source, limits=_limits())
+        if len(source) > _LARGEST:
+            raise GrammarError(f"{kind}: {len(source)} characters are too many, {_LARGEST} at most")
+        check = _engine().validate_grammar_with_warnings
+        failed, messages = with_room(len(source), lambda: check(source, limits=_limits()))
         if failed:
             raise GrammarError(f"{kind}: {_explained(messages[0])}")
         return cls(kind, text, source, tuple(dict.fromkeys(_dropped(messages))))
@@ -178,36 +186,40 @@ class Grammar:
 
 
 class Compiled:
-    """A grammar compiled for one tokenizer: engines that start at its beginning, used by one request at a time.
+    """A grammar compiled for one tokenizer: engines that start at its beginning, one for each request.
 
-    Copies of one engine share its lexer, and with it its failures and its lock; hence no copies.
+    Copies of one engine share what the lexer has found out, which makes masks faster from request to request, and the
+    lexer's failures: after one, all later engines are copies of a new one.
     """
 
     def __init__(self, grammar: Grammar, vocabulary: Vocabulary) -> None:
         self._source, self._kind, self.vocabulary = grammar.source, grammar.kind, vocabulary
         self.size, self.ends = vocabulary.engine.vocab_size, tuple(vocabulary.engine.eos_tokens)
         self.keys = _keys(grammar, vocabulary)
-        self._idle = [self.make()]
+        self._first: Any = self.make()
+        trial = self._first.deep_copy()
+        trial.compute_bitmask()  # what fails at its first mask is refused here
+        self._check(trial)
 
     def make(self) -> Any:
-        """Return a new engine."""
-        engine = _engine()(self.vocabulary.engine, self._source, log_level=0, limits=_limits())
-        if engine.is_error():
-            raise GrammarError(f"{self._kind}: {_explained(engine.get_error())}")
+        """Return a new engine, which shares nothing."""
+        source, tokens = self._source, self.vocabulary.engine
+        engine = with_room(len(source), lambda: _engine()(tokens, source, log_level=0, limits=_limits()))
+        self._check(engine)
         return engine
 
-    def take(self) -> Any:
-        """Return an engine that nobody else uses."""
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return self.make()
+    def _check(self, engine: Any) -> None:
+        if engine.is_error():
+            raise GrammarError(f"{self._kind}: {_explained(engine.get_error())}")
 
-    def give(self, engine: Any, consumed: int) -> None:
-        """Take back an engine that has consumed so many tokens."""
-        usable = not engine.is_error() and (consumed == 0 or engine.rollback(consumed))
-        if usable and not engine.is_error() and len(self._idle) < _IDLE:
-            self._idle.append(engine)
+    def take(self) -> Any:
+        """Return an engine at the beginning."""
+        return self._first.deep_copy()
+
+    def renew(self) -> Any:
+        """Return one that shares nothing with those given so far, of which one has failed; nor will later ones."""
+        self._first = self.make()
+        return self._first.deep_copy()
 
 
 def _keys(grammar: Grammar, vocabulary: Vocabulary) -> list[Key]:
@@ -218,6 +230,22 @@ def _keys(grammar: Grammar, vocabulary: Vocabulary) -> list[Key]:
         begin = next((i for i in range(len(tokens)) if sum(sizes[: i + 1]) > 2), 0)
         keys.append(Key(name, tokens[begin:], examples))
     return keys
+
+
+def with_room(size: int, action: Callable[[], T]) -> T:
+    """Return what `action` gives, in a thread with a stack for a grammar of `size` characters.
+
+    The engine goes down a chain of rules by recursion, and ends the process where the stack does.
+    """
+    if size < _SHALLOW:
+        return action()
+    with _LOCK:
+        before = threading.stack_size(_STACK)
+        try:
+            with ThreadPoolExecutor(1) as thread:
+                return thread.submit(action).result()
+        finally:
+            threading.stack_size(before)
 
 
 _LOCK = threading.Lock()
@@ -279,18 +307,19 @@ def _schema(schema: Any) -> tuple[str, dict[str, Any]]:
     value = {} if value is True else json.loads(text)
     if not isinstance(value, dict):
         raise GrammarError(f"json_schema: a schema is an object, not {type(value).__name__}")
-    value.pop("x-guidance", None)  # options of the engine's, which are not a schema's to set
     return text, value
 
 
 def _explained(message: str) -> str:
     """Return the engine's words; where they name keywords, how to go on."""
-    text = message.split("\n<")[0].strip()
+    text = engine_words(message)
     if "coerce_one_of" in text:
         return "oneOf is supported only where its schemas cannot overlap; use anyOf"
+    if "not present in a registry" in text:
+        return "$ref to another document, which is not fetched; put what it means under $defs"
     left_out = text.startswith(("Unimplemented keys", "Unknown format"))
     fix = "; leave them out of the schema, or give lenient=True" if left_out else ""
-    return (text or "refused by the grammar engine, which did not say why") + fix
+    return text + fix
 
 
 def _dropped(messages: Iterable[str]) -> Iterable[str]:

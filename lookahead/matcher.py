@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,6 +16,10 @@ from lookahead.vocabulary import Vocabulary
 
 ENDED, ROOT = 0, 1
 """States: of a text that has ended (or left the grammar), and of the text that was settled last."""
+PATIENCE = 0.25
+"""Seconds that the engine may take over drafts of one step; a mask takes some microseconds."""
+
+_ENDLESS = "the text is complete, and there is no token to end it with; set eos_token_id"
 _STUCK = "no token of the model may follow here; the grammar asks for text that its vocabulary cannot write"
 
 
@@ -24,12 +29,14 @@ class Matcher:
     A state is a number: `ROOT`, what `child` returns, or `ENDED`, after which only the end token is allowed. States
     live until the text is settled anew. Every mask is computed when it is first asked for, and once.
 
-    The engine itself stands at one state at a time and is moved by taking tokens back and in. It tells of failures by
-    flags instead of exceptions, and never recovers from one: so it is asked after every step, replaced by a new one
-    that has seen the text alone, and only what that one fails at too is an error.
+    Engines only ever move forward: one stands at the settled text, and copies of it at the tips of the tree. To take
+    tokens back is not safe with llguidance 1.9: some masks differ afterwards from those of an engine that has seen the
+    same text. An engine tells of failures by flags instead of exceptions, and never recovers from one: so it is asked
+    after every step, replaced by a new one that has seen the text alone, and only what that one fails at too is an
+    error.
 
     Args:
-        compiled: gives and takes back engines, see `lookahead.grammar.Compiled`.
+        compiled: gives engines, see `lookahead.grammar.Compiled`.
         ends: the tokens that end a text, allowed exactly where the grammar accepts. The engine never sees them.
         size: tokens the model knows; the others are never allowed.
 
@@ -56,10 +63,9 @@ class Matcher:
         self._plant(ended=False)
 
     def close(self) -> None:
-        """Give the engine back; the matcher is of no use any more."""
-        if self._engine is not None:
-            self._compiled.give(self._engine, self._read + self._depth[self._at])
-            self._engine = None
+        """Forget the engines; the matcher is of no use any more."""
+        self._engine = None
+        self._ahead.clear()
 
     # States
 
@@ -99,13 +105,20 @@ class Matcher:
         return any(self.allows(state, end) for end in self.ends) if self.ends else self._accepting(state)
 
     def enter(self, state: int, token: int) -> int:
-        """Return `child`, its mask computed; -1 where the engine gives up on a text that nobody has written yet."""
+        """Return `child`, its mask computed, for a text that nobody has written yet.
+
+        -1 where the engine gives up on it, or takes too long over such texts.
+        """
+        if self._spent > PATIENCE:
+            return -1
+        begin = time.perf_counter()
         try:
             child = self.child(state, token)
             if not self._known[child]:
                 self._compute(child)
         except GrammarError:
-            return -1
+            child = -1
+        self._spent += time.perf_counter() - begin
         return child
 
     # The text
@@ -184,14 +197,9 @@ class Matcher:
         n = min(len(text), self._read)
         same = text[:n] == self._settled[:n]
         shared = n if same.all() else int(same.argmin())
-        self._try(self._go, ROOT)
-        back = self._read - shared
         self._read = self._length = shared
         self._plant(ended=False)
-        try:
-            self._take_back(back)
-        except GrammarError:
-            self._renew()
+        self._try(self._read_again, ROOT)
         return self._find(text)  # type: ignore[return-value]
 
     def _keep(self, text: IntArray, state: int) -> None:
@@ -199,10 +207,8 @@ class Matcher:
         if len(text) > len(self._settled):
             self._settled = np.zeros(2 * len(text), np.int32)
             self._settled[: self._length] = text[: self._length]
-        if state == ENDED:
-            self._try(self._go, ROOT)
-        else:
-            self._try(self._go, state)
+        if state != ENDED:
+            self._engine = self._try(self._engine_at, state)
             self._read = len(text)
         known = self._known[state] and state != ENDED
         if known:
@@ -215,12 +221,13 @@ class Matcher:
     # The engine
 
     def _plant(self, *, ended: bool) -> None:
-        """Begin a tree of states; the engine stands at its root."""
+        """Begin a tree of states."""
         self._root = ENDED if ended else ROOT
         self._parent, self._token, self._depth = [ENDED, ENDED], [-1, -1], [0, 0]
         self._children: list[dict[int, int]] = [{}, {}]
         self._known = [True, False]
-        self._at = ROOT
+        self._ahead: dict[int, Any] = {}  # engines by the state that they stand at
+        self._spent = 0.0  # seconds, on texts that nobody has written yet
 
     def _add(self, parent: int, token: int) -> int:
         state = len(self._parent)
@@ -248,76 +255,70 @@ class Matcher:
         self._known[state] = True
 
     def _accepting(self, state: int) -> bool:
-        if state == ENDED:
-            return True
-        self._try(self._go, state)
-        return bool(self._engine.is_accepting())
+        return state == ENDED or bool(self._try(self._engine_at, state).is_accepting())
 
     def _mask_into(self, state: int) -> None:
-        self._go(state)
-        engine = self._engine
+        engine = self._engine_at(state)
         engine.unsafe_compute_mask_ptr(self._address + state * self._stride, self._bytes)
-        self._check()
-        ends = (self._own_ends, self._ends, engine.is_accepting())
-        if not finish(self.masks, state, self._bytes // 4, self._size, *ends):
-            raise GrammarError(self._dead_end())
+        _check(engine)
+        accepting = engine.is_accepting()
+        if not finish(self.masks, state, self._bytes // 4, self._size, self._own_ends, self._ends, accepting):
+            raise GrammarError(_ENDLESS if accepting else _STUCK)
 
-    def _dead_end(self) -> str:
-        if self._engine.is_accepting():
-            return "the text is complete, and there is no token to end it with; set eos_token_id"
-        return _STUCK
-
-    def _go(self, state: int) -> None:
-        """Move the engine to `state`: back to where the ways part, and on from there."""
-        at, new, back, tokens = self._at, state, 0, []
-        while at != new:
-            if self._depth[at] >= self._depth[new]:
-                at = self._parent[at]
-                back += 1
-            else:
-                tokens.append(self._token[new])
-                new = self._parent[new]
-        self._take_back(back)
-        self._at = at
+    def _engine_at(self, state: int) -> Any:
+        """Return one that stands at `state`: the nearest one on the way there, moved on; or a copy of the root's."""
+        ahead, at, tokens = self._ahead, state, []
+        while at != ROOT and at not in ahead:
+            tokens.append(self._token[at])
+            at = self._parent[at]
+        if at == state:
+            return self._engine if state == ROOT else ahead[state]
+        engine = self._engine.deep_copy() if at == ROOT else ahead.pop(at)
         for token in reversed(tokens):
-            self._engine.consume_token(token)
-            self._at = self._children[self._at][token]
-            self._check()
+            engine.consume_token(token)
+        _check(engine)
+        ahead[state] = engine
+        return engine
 
-    def _take_back(self, count: int) -> None:
-        if count:
-            self._engine.rollback(count)
-            self._check()
-
-    def _check(self) -> None:
-        if self._engine.is_error():
-            raise GrammarError(_words(self._engine.get_error()))
-
-    def _try(self, action: Any, state: int) -> None:
-        """Do `action`; where it fails, once more with an engine that has seen nothing but the text."""
+    def _try(self, action: Any, state: int) -> Any:
+        """Do `action`; where the engine fails, once more with one that has seen nothing but the text."""
         try:
-            action(state)
-        except GrammarError:
-            if not self._engine.is_error():
-                raise
+            return action(state)
+        except _EngineFailed:
+            pass
+        try:
             self._renew()
-            try:
-                action(state)
-            except GrammarError:
-                if self._engine.is_error():
-                    self._renew()
-                raise
+            return action(state)
+        except _EngineFailed as failure:
+            self._ahead.clear()
+            raise GrammarError(str(failure)) from None
 
     def _renew(self) -> None:
-        """Replace the engine by one that stands at the root."""
-        self._engine = self._compiled.make()
-        self._at = ROOT
+        """Replace all engines by one that stands at the root."""
+        self._ahead.clear()
+        self._engine = self._compiled.renew()
+        self._read_text()
+
+    def _read_again(self, _: int) -> None:
+        self._engine = self._compiled.take()
+        self._read_text()
+
+    def _read_text(self) -> None:
         for token in self._settled[: self._read].tolist():
             self._engine.consume_token(token)
-        self._check()
+        _check(self._engine)
 
 
-def _words(text: str) -> str:
+class _EngineFailed(GrammarError):
+    """An engine is of no use any more."""
+
+
+def _check(engine: Any) -> None:
+    if engine.is_error():
+        raise _EngineFailed(engine_words(engine.get_error()))
+
+
+def engine_words(text: str) -> str:
     """Return the engine's own words without the state that it appends."""
     head = text.split("\n<")[0].strip()
     if head.startswith("NoExtension"):

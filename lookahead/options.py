@@ -59,7 +59,7 @@ _NODES = _number(int, lambda n: 0 <= n <= MAX_NODES, f"a whole number from 0 (pl
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of `lookahead`; `command` of what it parses is "demo", "generate" or "pool", with `action`."""
+    """Return the parser of `lookahead`; `command` of what it parses is the name of the command."""
     top = _Parser(
         prog="lookahead",
         description="Exact lookahead decoding: the same tokens as generate(), sooner.",
@@ -70,6 +70,8 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(metavar="COMMAND", dest="command", required=True)
     _add_demo(commands.add_parser("demo", help="compare with plain decoding on the bundled model", allow_abbrev=False))
     _add_generate(commands.add_parser("generate", help="write on from a prompt", allow_abbrev=False))
+    _add_json(commands.add_parser("json", help="write a JSON value of a schema", allow_abbrev=False))
+    _add_grammars(commands.add_parser("grammars", help="list the grammars that come along", allow_abbrev=False))
     _add_pool(
         commands.add_parser("pool", help="keep n-grams of a corpus on the disk to draft from", allow_abbrev=False)
     )
@@ -99,24 +101,70 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", required=True, metavar="NAME", help="a model directory, a Hub name, or demo for the bundled model"
     )
-    prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", metavar="TEXT")
-    prompt.add_argument("--prompt-file", metavar="FILE", help="a UTF-8 text file; - is standard input")
-    parser.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
+    _add_prompt(parser)
+    parser.add_argument(
+        "--grammar", metavar="NAME", help="keep to a .lark, .gbnf or .regex file, or `lookahead grammars`"
+    )
     parser.add_argument("--max-new-tokens", type=_COUNT, metavar="N", help="default: 256, or what fits the context")
     parser.add_argument(
         "--stop", type=_filled, action="append", metavar="STRING", help="stop after this string; may be repeated"
     )
     _add_sampling(parser.add_argument_group("sampling (without any of these: as the model is set up)"))
     add = parser.add_argument_group("running").add_argument
-    add("--nodes", type=_NODES, metavar="N", help="drafted tokens a pass may check")
+    _add_running(add)
     add("--pool", metavar="DIR", action="append", help="draft from this pool too, made if it is not there; repeatable")
     add("--no-remember", action="store_true", help="add nothing to the (first) pool")
+    add("--no-stream", action="store_true", help="write the text when it is complete")
+
+
+def _add_prompt(parser: argparse.ArgumentParser) -> None:
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", metavar="TEXT")
+    prompt.add_argument("--prompt-file", metavar="FILE", help="a UTF-8 text file; - is standard input")
+    parser.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
+
+
+def _add_running(add: Callable[..., Any]) -> None:
+    add("--nodes", type=_NODES, metavar="N", help="drafted tokens a pass may check")
     add("--dtype", default="auto", choices=DTYPES, metavar="TYPE", help=f"{', '.join(DTYPES)} (default: as stored)")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, …; default: a GPU if there is one")
     add("--plain", action="store_true", help="plain model.generate(), for comparison")
     add("--stats", action="store_true", help="write tokens, passes and seconds to standard error")
-    add("--no-stream", action="store_true", help="write the text when it is complete")
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Write a value of a JSON Schema: indented on a terminal, else exactly as generated, in one line. Exit code 1, "
+        "and what is there of the value, where --max-new-tokens ends it early."
+    )
+    parser.epilog = "for example: lookahead json --schema invoice.json --prompt-file letter.txt --model path/to/model"
+    parser.add_argument("--schema", required=True, metavar="FILE", help="a JSON Schema")
+    _add_prompt(parser)
+    parser.add_argument(
+        "--model",
+        default="demo",
+        metavar="NAME",
+        help="a model directory or a Hub name (default: demo, the bundled one)",
+    )
+    parser.add_argument("--max-new-tokens", type=_COUNT, metavar="N", help="default: 1024, or what fits the context")
+    parser.add_argument(
+        "--whitespace", default="fixed", choices=("fixed", "compact", "indented"), metavar="STYLE",
+        help="of the generated text: fixed (one line, the default), compact (none), or indented",
+    )  # fmt: skip
+    parser.add_argument(
+        "--lenient", action="store_true", help="leave out keywords that are not supported, and say which"
+    )
+    _add_sampling(parser.add_argument_group("sampling (without any of these: as the model is set up)"))
+    add = parser.add_argument_group("running").add_argument
+    _add_running(add)
+    add("--memory", metavar="DIR", help="draft from earlier values of this schema, kept here")
+    add("--trace", metavar="FILE", help="write what every pass drafted and accepted as JSON")
+
+
+def _add_grammars(parser: argparse.ArgumentParser) -> None:
+    parser.description = "List the grammars that come along, for --grammar and Grammar.named; or write one of them."
+    parser.add_argument("name", nargs="?", metavar="NAME", help="write the text of this grammar")
+    parser.add_argument("--json", action="store_true", help="write it as JSON")
 
 
 def _add_sampling(group: argparse._ArgumentGroup) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
+from lookahead.dialect import resolve
+
 _ALTERNATIVES = ("allOf", "anyOf", "oneOf")
 _INSIDE = ("items", "additionalProperties", "contains", "then", "else", "if", "not", "prefixItems")
-_DATA = ("enum", "const", "default", "examples")
 _MOST = 4096  # properties; a schema that has more is followed so far
 
 
@@ -27,22 +28,6 @@ def properties(schema: Any) -> list[Property]:
     return list(islice(_walk(schema), _MOST))
 
 
-def counts_keys(schema: Any) -> bool:
-    """Return whether some object must have more keys, two or more, than are required by name."""
-    stack = [schema]
-    while stack:
-        part = stack.pop()
-        if isinstance(part, dict):
-            least, required = part.get("minProperties"), part.get("required")
-            named = len(set(map(str, required))) if isinstance(required, list) else 0
-            if isinstance(least, int | float) and least > max(1, named):
-                return True
-            stack += [value for key, value in part.items() if key not in _DATA]
-        elif isinstance(part, list):
-            stack += part
-    return False
-
-
 def _walk(schema: Any) -> Iterator[Property]:
     seen: set[str] = set()
     stack: list[Any] = [schema]
@@ -56,7 +41,7 @@ def _walk(schema: Any) -> Iterator[Property]:
         reference = part.get("$ref")
         if isinstance(reference, str) and reference not in seen:
             seen.add(reference)
-            below.append(_resolve(reference, schema))
+            below.append(resolve(reference, schema))
         for keyword in _ALTERNATIVES:
             below += _listed(part.get(keyword))
         named = part.get("properties")
@@ -78,18 +63,3 @@ def _examples(schema: Any) -> tuple[Any, ...]:
     shown = [schema[keyword] for keyword in ("const", "default", "example") if keyword in schema]
     shown += _listed(schema.get("examples", []))[:2]
     return tuple(value for value in shown if isinstance(value, str | int | float))
-
-
-def _resolve(reference: str, whole: Any) -> Any:
-    """Return what a reference inside of `whole` means, None where it is another document's or nothing."""
-    if not reference.startswith("#"):
-        return None
-    for step in reference[1:].split("/")[1:]:
-        key = step.replace("~1", "/").replace("~0", "~")
-        if isinstance(whole, dict) and key in whole:
-            whole = whole[key]
-        elif isinstance(whole, list) and key.isdigit() and int(key) < len(whole):
-            whole = whole[int(key)]
-        else:
-            return None
-    return whole

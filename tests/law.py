@@ -11,18 +11,21 @@ import contextlib
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from typing import Any
 from unittest import mock
 
 import torch
 from drafters import Adversary, Oracle, Watcher, WatcherRow
-from models import PAD, VOCAB, WORDS, poisoned, tiny, tokenizer
+from models import JSON_VOCAB, PAD, VOCAB, WORDS, json_tokenizer, poisoned, tiny, tokenizer
 from torch import Tensor
 from transformers import DynamicCache, WatermarkingConfig
 from users import CRITERIA, PROCESSORS, Recording, prefix_allowed
 
 import lookahead
 from lookahead import Grower, Lookahead, Pool, Step
+from lookahead.constrain import GrammarProcessor
+from lookahead.grammar import Grammar
 
 LIMITS = {
     "all_nodes": ["lookahead.sampling.ALL_NODES_LIMIT"],
@@ -55,6 +58,8 @@ class Case:
         calls: how often the same `Lookahead` runs the case, each time with another seed.
         limits: constants to set (`LIMITS`).
         poison: the oracle's errors are a token that turns whoever attends to it to NaN; plain must not pick it.
+        grammar: what all rows must be: a JSON Schema as text, "regex:…" or "lark:…"; or a tuple of those, one for each
+            row ("": free). Such cases have a larger vocabulary. The way in is `grammar=`; for "custom", the processor.
     """
 
     family: str = "llama"
@@ -83,6 +88,7 @@ class Case:
     calls: int = 1
     limits: tuple[tuple[str, int], ...] = ()
     poison: bool = False
+    grammar: str | tuple[str, ...] = ""
 
     def __repr__(self) -> str:
         given = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
@@ -111,7 +117,31 @@ class Result:
 
 
 def model_of(case: Case) -> Any:
+    if case.grammar:
+        return tiny(case.family, case.attention, case.dtype, case.device, vocab_size=JSON_VOCAB)
     return (poisoned if case.poison else tiny)(case.family, case.attention, case.dtype, case.device)
+
+
+def vocab_of(case: Case) -> int:
+    return JSON_VOCAB if case.grammar else VOCAB
+
+
+@cache
+def grammar_of(text: str) -> Grammar | None:
+    """Return the grammar that a case names."""
+    kind, _, source = text.partition(":")
+    if kind in ("regex", "lark"):
+        return getattr(Grammar, kind)(source)
+    return Grammar.json_schema(text) if text else None
+
+
+def obeying(case: Case, ours: bool) -> dict[str, Any]:
+    """Return the arguments that put the grammar of `case` into force, plainly or through the library's own door."""
+    given = case.grammar if isinstance(case.grammar, tuple) else (case.grammar,)
+    grammars: Any = [grammar_of(text) for text in given]
+    if ours and case.door != "custom":
+        return {"grammar": grammars if len(grammars) > 1 else grammars[0], "tokenizer": json_tokenizer()}
+    return {"logits_processor": [GrammarProcessor(grammars, json_tokenizer(), eos_token_id=case.eos or None)]}
 
 
 def assert_exact(case: Case) -> Result:
@@ -142,11 +172,11 @@ def _hint(case: Case, found: str, plain: Result, ours: Result) -> str:
 def run(case: Case, generate: Callable[..., Any], la: Lookahead | None = None) -> Result:
     """Return what `generate` did with the arguments of `case`, and with those of its second turn."""
     result = Result()
-    arguments = first_turn(case, result)
+    arguments = first_turn(case, result, ours=la is not None)
     torch.manual_seed(case.seed)
     _call(result, generate, arguments)
     if case.cache in ("full", "new") and result.error is None:
-        arguments = second_turn(case, result, arguments)
+        arguments = second_turn(case, result, arguments, ours=la is not None)
         _call(result, generate, arguments)
     result.generator = torch.get_rng_state() if case.device == "cpu" else torch.cuda.get_rng_state()
     result.cache = arguments.get("past_key_values", getattr(result.output, "past_key_values", None))
@@ -189,7 +219,7 @@ def pool_of(case: Case, plain: Result) -> Pool:
     pool, draw = Pool(live_tokens=64, max_tokens=4096), random.Random(case.seed)
     for row in [] if plain.error is not None else plain.sequences.tolist():
         for _ in range(3):
-            pool.add([draw.randrange(VOCAB) if draw.random() < case.error / 2 else token for token in row])
+            pool.add([draw.randrange(vocab_of(case)) if draw.random() < case.error / 2 else token for token in row])
     return pool
 
 
@@ -198,15 +228,15 @@ def drafter(case: Case, plain: Result) -> Any:
     if case.drafter in ("oracle", "relay"):
         relay = len(plain.sequences) if case.drafter == "relay" and plain.error is None else 1
         wrong = WORDS[-1] if case.poison else None
-        return Oracle(plain.answers or [[]], VOCAB, error=case.error, seed=case.seed, relay=relay, wrong=wrong)
+        return Oracle(plain.answers or [[]], vocab_of(case), error=case.error, seed=case.seed, relay=relay, wrong=wrong)
     if case.drafter == "adversary":
-        return Adversary(plain.answers or [[]], VOCAB, seed=case.seed)
-    return Grower(vocab_size=VOCAB, sources=tuple(case.drafter.split("+")))
+        return Adversary(plain.answers or [[]], vocab_of(case), seed=case.seed)
+    return Grower(vocab_size=vocab_of(case), sources=tuple(case.drafter.split("+")))
 
 
-def first_turn(case: Case, result: Result) -> dict[str, Any]:
+def first_turn(case: Case, result: Result, ours: bool = False) -> dict[str, Any]:
     """Return fresh arguments of `generate()`; what the user's own objects see goes to `result`."""
-    draw, words = random.Random(case.seed), WORDS[:-1] if case.poison else WORDS
+    draw, words = random.Random(case.seed), WORDS[:-1] if case.poison else range(WORDS[0], vocab_of(case))
     ids = torch.tensor([[draw.choice(words) for _ in range(case.prompt)] for _ in range(case.rows)], device=case.device)
     mask = torch.ones_like(ids)
     for row in range(case.rows):
@@ -225,10 +255,10 @@ def first_turn(case: Case, result: Result) -> dict[str, Any]:
         del arguments["input_ids"]
     if case.cache != "own":
         arguments["past_key_values"] = DynamicCache(config=model_of(case).config)
-    return arguments | _extras(case, result, 0 if case.embeds == "alone" else case.prompt)
+    return arguments | _extras(case, result, 0 if case.embeds == "alone" else case.prompt, ours)
 
 
-def _extras(case: Case, result: Result, start: int) -> dict[str, Any]:
+def _extras(case: Case, result: Result, start: int, ours: bool) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     for name, value in case.options:
         if name == "prefix_allowed_tokens_fn":
@@ -242,6 +272,11 @@ def _extras(case: Case, result: Result, start: int) -> dict[str, Any]:
         arguments["eos_token_id"] = list(case.eos) if len(case.eos) > 1 else case.eos[0]
     if case.processors:
         arguments["logits_processor"] = [PROCESSORS[name](result.calls) for name in case.processors]
+    if case.grammar:
+        added = obeying(case, ours)
+        if "logits_processor" in added:
+            added["logits_processor"] = arguments.get("logits_processor", []) + added["logits_processor"]
+        arguments |= added
     if case.criteria:
         arguments["stopping_criteria"] = [CRITERIA[name](result.calls, start) for name in case.criteria]
     if case.stop_strings:
@@ -261,7 +296,7 @@ def _listed(value: Any) -> Any:
     return [_listed(v) for v in value] if isinstance(value, tuple) else value
 
 
-def second_turn(case: Case, result: Result, first: dict[str, Any]) -> dict[str, Any]:
+def second_turn(case: Case, result: Result, first: dict[str, Any], ours: bool = False) -> dict[str, Any]:
     """Return the arguments that continue on the user's cache after the first turn."""
     draw, before = random.Random(f"{case.seed}/2"), result.sequences
     added = torch.tensor([[draw.choice(WORDS) for _ in range(3)] for _ in range(before.shape[0])], device=case.device)
@@ -278,7 +313,7 @@ def second_turn(case: Case, result: Result, first: dict[str, Any]) -> dict[str, 
         "max_new_tokens": case.new,
         "do_sample": case.sample,
     }
-    return arguments | _extras(case, result, arguments["input_ids"].shape[1])
+    return arguments | _extras(case, result, arguments["input_ids"].shape[1], ours)
 
 
 @contextlib.contextmanager
@@ -464,5 +499,5 @@ def _step_fits(case: Case, step: Step, last: int) -> None:
     assert draft.parents[path[1:]].tolist() == path[:-1], "the path is no path"
     assert draft.tokens[path[1:]].tolist() == tokens[:-1], "the path holds other tokens than were committed"
     assert step.top_tokens.shape == step.top_logits.shape == (len(draft), 8)
-    if not (case.sample or case.options or case.processors):
+    if not (case.sample or case.options or case.processors or case.grammar):
         assert step.top_tokens[path, 0].tolist() == tokens, "the likeliest successors are not what was picked"

@@ -1,4 +1,4 @@
-"""Tiny random models of every served family, built from configs alone, and a tokenizer for them.
+"""Tiny random models of every served family, built from configs alone, and tokenizers for them.
 
 In float64 the difference between one pass over many tokens and many passes over one is too small to flip a pick.
 """
@@ -85,3 +85,34 @@ def tokenizer() -> Any:
     core.decoder = decoders.ByteLevel()
     special = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>"}
     return hf.PreTrainedTokenizerFast(tokenizer_object=core, clean_up_tokenization_spaces=False, **special)
+
+
+_JSON_PIECES = (
+    '{"', '": ', '", "', '": "', '"}', '["', '"]', "[{", "}]", "}, ", ", ", "[]", "{}", '""', '": [', '": {', "true",
+    "false", "null", "ab", "abc", "the", "id", "na", "name", "kind", "00", "10", "12", "0.", "1.", "20", "-0", "2024-",
+    ": ", " the", "  ", "\n  ", "]}", '\\"', "\\u00", "@", "é",
+)  # fmt: skip
+
+
+@cache
+def json_tokenizer() -> Any:
+    """Return a byte-level tokenizer that can write JSON: printable ASCII, a line break, "é", and pieces of JSON."""
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+
+    def spelled(text: str) -> str:
+        return byte_level.pre_tokenize_str(text)[0][0]
+
+    tokens = ["<bos>", "<eos>", "<pad>", *(spelled(chr(code)) for code in (10, *range(32, 127))), *spelled("é")]
+    merges = []
+    for piece in map(spelled, _JSON_PIECES):
+        for end in range(2, len(piece) + 1):
+            if piece[:end] not in tokens:
+                tokens.append(piece[:end])
+                merges.append((piece[: end - 1], piece[end - 1]))
+    core = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
+    core.pre_tokenizer, core.decoder = byte_level, decoders.ByteLevel()
+    special = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>"}
+    return hf.PreTrainedTokenizerFast(tokenizer_object=core, clean_up_tokenization_spaces=False, **special)
+
+
+JSON_VOCAB = len(json_tokenizer()) + 5  # models often know more tokens than their tokenizer

@@ -564,11 +564,18 @@ def test_bundled_model_is_exact_and_saves_passes() -> None:
 
     with quiet():
         checkpoint = Checkpoint("demo")
-        tasks = [Task(t.name, t.kind, t.prompt, min(t.max_new_tokens, 24)) for t in read_tasks(DEMO, each=1)]
+        tasks = [replace(task, max_new_tokens=min(task.max_new_tokens, 24)) for task in read_tasks(DEMO, each=1)]
         model = checkpoint.model(checkpoint.config(), dtype="float32")
         comparison = Comparison(model, checkpoint.tokenizer(), tasks)
         comparison.round()
-    assert [row.task.kind for row in comparison.rows] == ["edit", "json", "continue", "cold pool", "warm pool"]
+    assert [row.task.kind for row in comparison.rows] == [
+        "edit",
+        "json",
+        "json + schema",
+        "continue",
+        "cold pool",
+        "warm pool",
+    ]
     assert all(row.identical for row in comparison.rows)
     assert comparison.rows[0].passes < comparison.rows[0].tokens
 

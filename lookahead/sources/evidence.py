@@ -75,7 +75,15 @@ def empty_evidence(guide: Guide | None = None) -> Evidence:
     named it, 2 where it closes what was begun.
     """
     rows = records(
-        WIDTH, token="i4", blend="f4", recycled="f4", pool_blend="f4", longest="i4", pooled="i4", cell="i4", guest="i4",
+        WIDTH,
+        token="i4",
+        blend="f4",
+        recycled="f4",
+        pool_blend="f4",
+        longest="i4",
+        pooled="i4",
+        cell="i4",
+        guest="i4",
         named="i4",
     )
     return Evidence(

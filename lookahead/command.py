@@ -1,0 +1,173 @@
+"""What the commands share: a model that is checked and loaded, decoding options, errors in one line."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lookahead.errors import GrammarError, InvalidArgument, InvalidInput, UnsupportedArgument, UnsupportedModel
+
+# torch and transformers are imported where they are used, so that `lookahead --help` answers at once.
+if TYPE_CHECKING:
+    from lookahead.grammar import Grammar
+    from lookahead.trace import Run
+
+SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model and what it is to go on from.
+
+    Attributes:
+        inputs: the prompt for `generate()`.
+        limit: how many tokens to generate.
+    """
+
+    model: Any
+    tokenizer: Any
+    prompt: str
+    inputs: dict[str, Any]
+    limit: int
+
+
+def check_sampling(args: argparse.Namespace) -> None:
+    """Raise `InvalidInput` for sampling options beside --greedy."""
+    if args.greedy and (given := [name for name in SAMPLING if getattr(args, name) is not None]):
+        raise InvalidInput(f"--greedy takes the likeliest token; leave out --{given[0].replace('_', '-')}, or --greedy")
+
+
+def read_grammar(name: str) -> Grammar:
+    """Return the grammar of `--grammar`: a file, or the name of one that comes along."""
+    from lookahead.grammar import Grammar
+    from lookahead.library import pattern
+
+    try:
+        match Path(name).suffix:
+            case ".lark":
+                return Grammar.lark(read_text("--grammar", name))
+            case ".gbnf":
+                return Grammar.gbnf(read_text("--grammar", name))
+            case ".regex":
+                return Grammar.regex(pattern(read_text("--grammar", name)))
+            case _:
+                return Grammar.named(name)
+    except (GrammarError, InvalidArgument) as error:
+        raise InvalidInput(f"--grammar {name}: {error}") from error
+
+
+def read_text(option: str, file: str) -> str:
+    """Return the text of a UTF-8 file that an option names."""
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InvalidInput(f"{option} {file}: {(error.strerror or str(error)).lower()}; give a text file") from error
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{option} {file}: not UTF-8 text (byte {error.start}); convert it to UTF-8") from error
+
+
+@contextlib.contextmanager
+def loaded(args: argparse.Namespace) -> Iterator[Loaded]:
+    """Give what to generate with, once all of it is checked."""
+    from lookahead.loading import Checkpoint, check_device, check_fit, check_served, encode, quiet, read_prompt, room
+
+    prompt = read_prompt(args.prompt, args.prompt_file)
+    with status(f"loading {args.model} …") as say, quiet():
+        checkpoint, device = Checkpoint(args.model), check_device(args.device)
+        config = checkpoint.config()
+        if not args.plain:
+            check_served(config, args.model)
+        tokenizer = checkpoint.tokenizer()
+        inputs = encode(tokenizer, prompt, chat=args.chat)
+        check_fit(config, inputs)
+        limit = room(config, inputs["input_ids"].shape[1], args.max_new_tokens)
+        dtype = "float32" if (args.model, args.dtype) == ("demo", "auto") else args.dtype
+        model = checkpoint.model(config, dtype=dtype, device=device)
+        inputs = {name: value.to(device) for name, value in inputs.items()}
+        say("")
+        yield Loaded(model, tokenizer, prompt, inputs, limit)
+
+
+def decoding(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `generate()` that the sampling options stand for."""
+    names = [name for name in (*SAMPLING, "repetition_penalty") if getattr(args, name) is not None]
+    options = {name: getattr(args, name) for name in names}
+    if args.greedy:
+        options["do_sample"] = False
+    elif args.sample or any(name in SAMPLING for name in names):
+        options["do_sample"] = True
+    return options
+
+
+def nodes(args: argparse.Namespace) -> dict[str, Any]:
+    """Return `nodes` for `Lookahead`, where it was given."""
+    return {} if args.nodes is None else {"nodes": args.nodes}
+
+
+@contextlib.contextmanager
+def served(args: argparse.Namespace) -> Iterator[None]:
+    """Say in one line, with a way out, what keeps a model from generating."""
+    import torch
+
+    try:
+        yield
+    except (UnsupportedModel, UnsupportedArgument) as error:
+        raise InvalidInput(f"--model {args.model}: {error}; or add --plain") from error
+    except torch.OutOfMemoryError as error:
+        raise InvalidInput(
+            "the device has too little memory; give a shorter prompt or fewer --max-new-tokens"
+        ) from error
+    except RuntimeError as error:
+        if "probability tensor" in str(error):
+            fix = "use a higher --temperature, or --dtype float32"
+            raise InvalidInput(f"the model's scores cannot be sampled from, they are not finite; {fix}") from error
+        raise
+
+
+def say_stats(tokens: int, run: Run | None, seconds: float) -> None:
+    """Write to standard error what a call took; without a run it was plain."""
+    passes = tokens if run is None else len(run.passes) + 1
+    each = f"{tokens / passes:.2f} tokens per pass"
+    print(f"{tokens} tokens, {passes} passes, {each}, {seconds:.2f} s", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def status(first: str) -> Iterator[Say]:
+    """Give a function that shows one line of progress where a person watches standard error; no thread disturbs."""
+    watched, width = sys.stderr is not None and sys.stderr.isatty(), shutil.get_terminal_size().columns - 1
+    shown = ""
+
+    def say(text: str) -> None:
+        nonlocal shown
+        if watched and (text or shown):  # with nothing to clear, the line may hold output
+            print(f"\r{'':{len(shown)}}\r{text[:width]}", end="", file=sys.stderr, flush=True)
+        shown = text[:width]
+
+    try:
+        say(first)
+        yield say
+    finally:
+        say("")
+
+
+def check_writable(option: str, file: str) -> None:
+    """Raise `InvalidInput` before the work where the rows could not be saved after it."""
+    path = Path(file)
+    existed = path.exists()
+    try:
+        path.open("a").close()
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise unwritable(option, file, error) from error
+
+
+def unwritable(option: str, file: str, error: OSError) -> InvalidInput:
+    return InvalidInput(f"{option} {file}: {(error.strerror or str(error)).lower()}; give a file that can be written")

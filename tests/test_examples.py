@@ -1,0 +1,30 @@
+"""The examples that generate values run as they stand, with the bundled model."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SAYS = {
+    "extract_invoice.py": (
+        "Invoice(order_id='RK-2417', customer='Nora Fischer', items=['lamp', 'kettle', 'mirror'], total=318.45",
+        "{'order_id': 'RK-2417', 'customer': 'Nora '}\n",
+    ),
+    "tool_calls.py": ("18 degrees in Oslo on 2024-05-03", "a seat from Porto to Kyoto at 06:15"),
+    "sql_from_question.py": ("[('Mei', 977.15), ('Nora', 318.45), ('Hugo', 64.2)]", "('Hugo', 105.2)]"),
+    "python_function.py": ("return amount / len(values)\n", "mean([1, 2, 6]) = 3.0"),
+}
+
+
+@pytest.mark.parametrize("name", SAYS)
+def test_examples_run(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [name, *(["--call"] if name == "python_function.py" else [])])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    said = capsys.readouterr().out
+    for expected in SAYS[name]:
+        assert expected in said
+    assert said.count(" tokens a pass") >= 1
