@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from decimal import Decimal
 from math import lcm
 from typing import Any
+from urllib.parse import unquote
 
 from lookahead.errors import GrammarError
 
@@ -29,6 +31,7 @@ _NOTHING: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("not", (False,)),
     ("propertyNames", (True, {})),
 )
+_INDEX = re.compile("[0-9]{1,9}")
 _MULTIPLE = 100_000  # beyond it the engine builds its automaton for seconds, or for ever
 _ROUNDS = 64
 
@@ -87,13 +90,13 @@ def subschemas(schema: Any) -> Iterator[dict[str, Any]]:
 
 def resolve(reference: str, whole: Any) -> Any:
     """Return what a reference inside of `whole` means, None where it is another document's or nothing."""
-    if not reference.startswith("#"):
+    if reference != "#" and not reference.startswith("#/"):
         return None
-    for step in reference[1:].split("/")[1:]:
+    for step in unquote(reference[1:]).split("/")[1:]:
         key = step.replace("~1", "/").replace("~0", "~")
         if isinstance(whole, dict) and key in whole:
             whole = whole[key]
-        elif isinstance(whole, list) and key.isdigit() and int(key) < len(whole):
+        elif isinstance(whole, list) and _INDEX.fullmatch(key) and int(key) < len(whole):
             whole = whole[int(key)]
         else:
             return None

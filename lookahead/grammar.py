@@ -195,11 +195,11 @@ class Compiled:
     def __init__(self, grammar: Grammar, vocabulary: Vocabulary) -> None:
         self._source, self._kind, self.vocabulary = grammar.source, grammar.kind, vocabulary
         self.size, self.ends = vocabulary.engine.vocab_size, tuple(vocabulary.engine.eos_tokens)
-        self.keys = _keys(grammar, vocabulary)
         self._first: Any = self.make()
         trial = self._first.deep_copy()
         trial.compute_bitmask()  # what fails at its first mask is refused here
         self._check(trial)
+        self.keys = _keys(grammar, vocabulary)
 
     def make(self) -> Any:
         """Return a new engine, which shares nothing."""

@@ -23,7 +23,7 @@ from lookahead.sources.pool import Reader, no_pool, pooled
 from lookahead.sources.prompt import REACH, Index, Prompt, no_index
 from lookahead.sources.recycle import Recycled, empty_tables, no_tables, remember
 from lookahead.sources.source import Source
-from lookahead.sources.tree import NODES, empty_tree, match_nodes
+from lookahead.sources.tree import CURSOR, NODES, empty_tree, match_nodes
 from lookahead.trace import Step
 from lookahead.values import Chain, KeyValues, chains
 
@@ -121,7 +121,7 @@ class Row(Drafter):
         self._failure: BaseException | None = None
 
     def obey(self, matcher: Matcher) -> bool:
-        self._matcher = matcher
+        self._matcher, self._tree = matcher, empty_tree(0)
         self._values = chains(matcher.keys, matcher.vocabulary, self._start, self._grower.values)
         self._entered = ENTER(self._enter)  # held here: the kernels know its address only
         return True
@@ -130,7 +130,8 @@ class Row(Drafter):
         if len(context) == 0:
             raise InvalidArgument("propose() needs a context of at least one token, the draft's node 0")
         if len(self._tree.nodes) != budget + 1:
-            self._tree = empty_tree(budget)
+            used, self._tree = self._tree.used, empty_tree(budget)
+            self._tree.used[CURSOR:] = used[CURSOR:]
             self._pooled = pooled(self._snapshot.views, budget + 1)
             self._reader = Reader()
         self._new = _NONE if self._prompt is None else self._prompt.fresh(context)

@@ -232,7 +232,7 @@ class Matcher:
     def _add(self, parent: int, token: int) -> int:
         state = len(self._parent)
         if state == len(self.masks):
-            self.reserve(2 * state)
+            self.reserve(state)
         self._parent.append(parent)
         self._token.append(token)
         self._depth.append(self._depth[parent] + 1)
@@ -240,8 +240,9 @@ class Matcher:
         self._known.append(False)
         return state
 
-    def reserve(self, states: int) -> None:
-        """Make room for so many states in all, so that `masks` stays the same array meanwhile."""
+    def reserve(self, more: int) -> None:
+        """Make room for so many more states, so that `masks` stays the same array meanwhile."""
+        states = len(self._parent) + more
         if states > len(self.masks):
             masks = np.zeros((states, self.masks.shape[1]), np.uint32)
             masks[: len(self.masks)] = self.masks

@@ -10,6 +10,7 @@ from lookahead.dialect import resolve
 
 _ALTERNATIVES = ("allOf", "anyOf", "oneOf")
 _INSIDE = ("items", "additionalProperties", "contains", "then", "else", "if", "not", "prefixItems")
+_BY_PATTERN = ("patternProperties", "dependentSchemas")
 _MOST = 4096  # properties; a schema that has more is followed so far
 
 
@@ -49,6 +50,9 @@ def _walk(schema: Any) -> Iterator[Property]:
             below += [Property(str(name), _examples(value)), value]
         for keyword in _INSIDE:
             below += _listed(part.get(keyword))
+        for keyword in _BY_PATTERN:
+            found = part.get(keyword)
+            below += found.values() if isinstance(found, dict) else ()
         stack += reversed(below)
 
 

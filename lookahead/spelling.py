@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from lookahead.draft import IntArray
 
-QUOTE, CLOSES, KEY_END, STRING_START, SEPARATES = 1, 2, 4, 8, 16
+QUOTE, CLOSES, KEY_END, STRING_START, SEPARATES, KEY_START = 1, 2, 4, 8, 16, 32
 """Kinds of tokens, bits of `Spelling.kinds`: begins with a quotation mark; with a comma or a closing bracket; ends a
-key of a JSON object; ends with a quotation mark, behind which a string may begin; holds neither letters nor digits."""
+key of a JSON object; ends with a quotation mark, behind which a string may begin; holds neither letters nor digits;
+ends with a bracket and a quotation mark, behind which a key begins."""
 
 _STRUCTURE = frozenset(b'"{}[],: ')
 
@@ -39,6 +40,7 @@ def _kind(token: bytes) -> int:
         | CLOSES * token.startswith((b",", b"}", b"]"))
         | KEY_END * (b'":' in token)
         | STRING_START * token.endswith(b'"')
+        | KEY_START * token.endswith(b'{"')
         | SEPARATES * (bool(token) and token.isascii() and not any(chr(byte).isalnum() for byte in token))
     )
 

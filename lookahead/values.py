@@ -11,18 +11,20 @@ from typing import Any, NamedTuple
 from pydantic_core import from_json
 
 from lookahead.draft import IntArray
+from lookahead.spelling import KEY_END
 from lookahead.vocabulary import Vocabulary
 
 PROMPT, SCHEMA, OUTPUT = 0, 1, 2
 """Where a value was found."""
 
 _EACH = 3  # values of a key from one place
-_LONGEST = 24  # tokens of a value
+_LONGEST, _CHARACTERS = 24, 512  # tokens of a value, characters that are looked at for them
 _TEXT = 1 << 15  # bytes of a prompt that are searched, its last ones
 _KEYS, _VALUES = 4096, 1 << 14  # kept of earlier outputs; values of one output
 
 # Behind a key: "key": value, key = value, the key is value, | key | value |
-_BETWEEN = re.compile(r"""["'`*\])]*[ \t]*(?:[:=|→]|\b(?:is|are|was)\b)[ \t]*["'`*]*[ \t]*(?=[^\s{\[])""")
+# Bounded before what separates and possessive behind it: a long run of blanks or quotes is read once, not once a place.
+_BETWEEN = re.compile(r"""["'`*\])]{0,4}[ \t]{0,8}(?:[:=|→]|\b(?:is|are|was)\b)[ \t]*+["'`*]*+[ \t]*+(?=[^\s{\[])""")
 _BEFORE = re.compile(r"[\w \-]{1,60}\Z")
 _WORD = re.compile(r"[^\W_]+")
 _VALUE = re.compile(r"""[^"'`*\n\t|;<>{}\[\]]{1,120}""")
@@ -62,17 +64,16 @@ class KeyValues:
             value = from_json(text, allow_partial=True)
         except ValueError:
             return
-        stack, left = [value], _VALUES
+        stack: list[tuple[str, Any]] = [("", value)]
+        left = _VALUES
         while stack and left:
-            part, left = stack.pop(), left - 1
+            (name, part), left = stack.pop(), left - 1
             if isinstance(part, dict):
-                for name, inner in part.items():
-                    if isinstance(inner, str | int | float):
-                        self._put(name, inner)
-                    else:
-                        stack.append(inner)
+                stack += reversed(part.items())
             elif isinstance(part, list):
-                stack += part
+                stack += [("", inner) for inner in reversed(part)]
+            elif name and len(name) <= _CHARACTERS and isinstance(part, str | int | float):
+                self._put(name, part[:_CHARACTERS] if isinstance(part, str) else part)
 
     def of(self, name: str) -> Sequence[Any]:
         """Return the values of a key."""
@@ -101,7 +102,7 @@ def chains(keys: Sequence[Key], vocabulary: Vocabulary, prompt: IntArray, earlie
         known = {PROMPT: found.get(key.name, ()), OUTPUT: earlier.of(key.name), SCHEMA: key.examples}
         for place, values in known.items():
             for value in values:
-                for tokens in _written(value, place == PROMPT, vocabulary):
+                for tokens in _written(key.name, value, place == PROMPT, vocabulary):
                     if tuple(tokens) not in seen:
                         seen.add(tuple(tokens))
                         made.append(Chain(i, place, tokens))
@@ -135,13 +136,18 @@ def find_values(text: str, names: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
-def _written(value: Any, guessed: bool, vocabulary: Vocabulary) -> Iterable[list[int]]:
-    """Yield the tokens of a value behind a key; of text from a prompt as a string and as what else it may be."""
+def _written(name: str, value: Any, guessed: bool, vocabulary: Vocabulary) -> Iterable[list[int]]:
+    """Yield the tokens of a value behind the end of its key; of text from a prompt also as a number."""
     forms = [value]
     if guessed:
         number = re.fullmatch(r"[$€£]?(-?\d[\d,]*(?:\.\d+)?)\b.*", value)
         digits = number[1].replace(",", "") if number else ""
         forms += [float(digits) if "." in digits else int(digits)] if digits else []
     for form in forms:
-        text = json.dumps(form, ensure_ascii=False)
-        yield vocabulary.encode(f" {text.removesuffix(chr(34)) if len(text) > 2 else text}")[:_LONGEST]
+        text = json.dumps(form[:_CHARACTERS] if isinstance(form, str) else form, ensure_ascii=False)
+        # With the key: where it ends, its last token may hold the beginning of the value.
+        tokens = vocabulary.encode(f"{json.dumps(name[:_CHARACTERS], ensure_ascii=False)}: {text}")
+        end = next((i for i, token in enumerate(tokens) if vocabulary.spelling.kinds[token] & KEY_END), None)
+        closed = len(tokens) - text.endswith('"')
+        if end is not None and end + 1 < closed:
+            yield tokens[end + 1 : min(closed, end + 1 + _LONGEST)]

@@ -112,10 +112,33 @@ def test_keywords_that_are_not_supported_are_refused_by_name() -> None:
         Grammar.json_schema({"not": {"type": "null"}})
     with pytest.raises(GrammarError, match=r'\["if", "then"\]'):
         Grammar.json_schema({"if": {}, "then": {}})
-    with pytest.raises(GrammarError, match=r"Unknown format: zip-code; leave .* lenient=True"):
-        Grammar.json_schema({"type": "string", "format": "zip-code"})
+    with pytest.raises(GrammarError, match=r"Unknown format: regex; leave .* lenient=True"):
+        Grammar.json_schema({"type": "string", "format": "regex"})
     with pytest.raises(GrammarError, match=r"uniqueItems|not"):
         Grammar.json_schema(schema)
+
+
+def test_what_says_nothing_is_left_out() -> None:
+    schema = {"type": "array", "uniqueItems": False, "not": False, "dependencies": {}, "propertyNames": {}, "if": True}
+    grammar = Grammar.json_schema(schema | {"items": {"type": "integer", "format": "int32"}})
+    assert grammar.dropped == ("format: int32",)
+    assert grammar.accepts("[1, 1]")
+    assert not grammar.accepts('["a"]')
+    named = {"type": "object", "properties": {"format": {"const": "int32"}, "not": {"const": False}}}
+    assert Grammar.json_schema(named).accepts('{"format": "int32", "not": false}')
+    assert Grammar.json_schema({"enum": [{"uniqueItems": False}]}).accepts('{"uniqueItems": false}')
+
+
+@pytest.mark.parametrize(
+    "inside", [{"minItems": 1, "type": "array", "items": {}}, {"type": "object", "required": ["a"]}]
+)
+def test_values_that_never_end_are_refused(inside: dict[str, Any]) -> None:
+    again: dict[str, Any] = {"$ref": "#/$defs/t"}
+    inner = inside | ({"items": again} if "items" in inside else {"properties": {"a": again}})
+    with pytest.raises(GrammarError, match="no value can be valid"):
+        Grammar.json_schema({"$defs": {"t": inner}, **again})
+    leaf = {"$defs": {"t": {"anyOf": [inner, {"type": "null"}]}}, **again}
+    assert Grammar.json_schema(leaf).accepts("[null]" if "items" in inside else '{"a": null}')
 
 
 def test_lenient_lists_what_it_left_out() -> None:
@@ -129,7 +152,7 @@ def test_lenient_lists_what_it_left_out() -> None:
         "required": ["a"],
     }
     grammar = Grammar.json_schema(schema, lenient=True)
-    assert set(grammar.dropped) == {"not", "uniqueItems", "Unknown format: zip-code"}
+    assert set(grammar.dropped) == {"not", "uniqueItems", "format: zip-code"}
     assert grammar.accepts('{"a": 1}')
     assert not grammar.accepts('{"a": "x"}')
     assert Grammar.json_schema(PERSON, lenient=True).dropped == ()

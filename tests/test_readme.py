@@ -11,10 +11,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-def test_first_program_prints_valid_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_first_program_prints_a_validated_object(capsys: pytest.CaptureFixture[str]) -> None:
     program = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[0]
     exec(compile(program, "README.md", "exec"), {"__name__": "readme"})
-    printed = "{'title': 'The Silver Harbor', 'author': 'Omar Haddad', 'pages': 412}"
+    printed = "Book(title='The Silver Harbor', author='Omar Haddad', pages=412)"
     assert capsys.readouterr().out.strip() == printed
 
 

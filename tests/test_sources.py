@@ -360,7 +360,7 @@ def test_odd_logits_are_left_out(bad: float) -> None:
 @given(st.lists(st.tuples(st.integers(0, 999), st.booleans()), max_size=60), st.integers(0, 11))
 def test_chances_stay_chances(trials: list[tuple[int, bool]], first: int) -> None:
     weights: Weights = fresh_weights()
-    sets = np.array([first, 12 + first, 36, 40, 70, 5000])
+    sets = np.array([first, 12 + first, 36, 40, 60, 100, 5000])
     for seed, hit in trials:
         x = np.random.default_rng(seed).uniform(-7, 7, evidence.COLUMNS).astype(np.float32)
         learn_one(weights, x, sets, 1 + seed % 50, hit)
@@ -369,7 +369,7 @@ def test_chances_stay_chances(trials: list[tuple[int, bool]], first: int) -> Non
     assert (weights.trials[:, 0] <= weights.trials[:, 1]).all()
 
 
-SETS = np.array([3, 14, 36, 40, 70, 5000])
+SETS = np.array([3, 14, 36, 40, 60, 100, 5000])
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.9])

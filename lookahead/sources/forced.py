@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from lookahead.sources.evidence import COVERED, NAMED, log_odds, row_of
-from lookahead.sources.guide import ALLOWED, CLOSERS, FEW, MAXIMAL, closes, limited, permits, place_of
+from lookahead.sources.guide import ALLOWED, CLOSERS, FEW, FORCED, MAXIMAL, closes, limited, permits, place_of
 from lookahead.sources.kernels import inner
 
 _NAMED = 16  # more of them are not worth a row each
@@ -17,8 +17,8 @@ _NAMED = 16  # more of them are not worth a row each
 
 @inner
 def is_forced(guide):  # type: ignore[no-untyped-def]
-    """Return whether one token only may follow."""
-    return limited(guide) and guide.now[ALLOWED] == 1
+    """Return whether one token only may follow, and the text may not end."""
+    return limited(guide) and guide.now[FORCED] != 0
 
 
 @inner

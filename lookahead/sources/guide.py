@@ -17,10 +17,13 @@ from lookahead.sources.kernels import inner
 from lookahead.spelling import CLOSES, QUOTE, Spelling, spelling
 from lookahead.values import Chain, Key
 
+ENDED = 0
+"""The state after which only end tokens follow, see `lookahead.matcher`."""
+
 FEW = 64
 """So many allowed tokens are looked at one by one."""
 
-STATE, ALLOWED, MAXIMAL, CLOSERS, GROUP = 0, 1, 2, 3, 4  # in `now`
+STATE, ALLOWED, MAXIMAL, CLOSERS, GROUP, FORCED = 0, 1, 2, 3, 4, 5  # in `now`
 BUCKETS = 12
 _CLOSERS = 8
 
@@ -32,7 +35,8 @@ class Guide(NamedTuple):
     in smaller pieces than it could.
 
     `now` holds the state (-1: free), how many tokens are allowed, how many of the few are maximal, how many closers
-    there are, and the kind of token that they are (`QUOTE` inside of a string, else `CLOSES`, 0: there are none).
+    there are, and the kind of token that they are (`QUOTE` inside of a string, else `CLOSES`, 0: there are none), and
+    whether one token alone may follow and the text may not end.
     """
 
     masks: Words  # [S, W] of the matcher's states
@@ -45,7 +49,7 @@ class Guide(NamedTuple):
     key_values: IntArray  # [K + 1] where the values of each key start
     ends: IntArray  # [E] tokens that end the text: never drafted
     address: NDArray[np.int64]  # [1] of the function that enters a state, 0: there is no grammar
-    now: NDArray[np.int64]  # [5] of the node asked about, see below
+    now: NDArray[np.int64]  # [6] of the node asked about, see below
     few: IntArray  # [FEW] the allowed tokens where they are few, rising
     covered: NDArray[np.bool_]  # [FEW] not maximal
     closers: IntArray  # [FEW] where many are allowed: the maximal ones of those that close what was begun
@@ -80,9 +84,9 @@ def guide(
         value_starts=_starts([value.tokens for value in values]),
         value_places=np.array([value.place for value in values], np.int32),
         key_values=np.searchsorted([value.key for value in values], range(len(keys) + 1)).astype(np.int32),
-        ends=np.array(ends, np.int32),
+        ends=np.array(sorted(set(ends)), np.int32),
         address=np.array([address], np.int64),
-        now=np.array([-1, 0, 0, 0, 0], np.int64),
+        now=np.array([-1, 0, 0, 0, 0, 0], np.int64),
         few=np.zeros(FEW, np.int32),
         covered=np.zeros(FEW, np.bool_),
         closers=np.zeros(FEW, np.int32),
@@ -117,12 +121,11 @@ def enter(guide, tree, node):  # type: ignore[no-untyped-def]
         return True
     new = tree.nodes[node]
     above = np.int64(tree.nodes[new.parent].state) if node > 0 else np.int64(-1)
-    state = _call(guide.address[0], above, np.int64(new.token))
-    new.state = state
-    if state <= 0:
-        return False
-    guide.now[STATE] = state
-    return _count(guide, guide.masks[state]) > 0
+    state = _call(guide.address[0], above, np.int64(new.token)) if node == 0 or above > 0 else np.int64(ENDED)
+    # Where nothing may follow, or it is not known what, nothing is permitted: the mask of ENDED holds end tokens alone.
+    new.state = state if 0 < state < guide.masks.shape[0] else ENDED
+    guide.now[STATE] = new.state
+    return _count(guide, guide.masks[new.state]) > 0
 
 
 @inner
@@ -161,8 +164,10 @@ def _count(guide, mask):  # type: ignore[no-untyped-def]
     allowed = np.int64(0)
     for w in range(mask.shape[0]):
         allowed += _ones(mask[w])
+    whole = allowed
     for end in guide.ends:
         allowed -= (mask[end >> 5] >> np.uint32(end & 31)) & np.uint32(1)
+    guide.now[FORCED] = allowed == 1 and whole == 1
     guide.now[ALLOWED], guide.now[MAXIMAL], guide.now[CLOSERS], guide.now[GROUP] = allowed, 0, 0, 0
     if allowed > FEW:
         _find_closers(guide)
@@ -176,7 +181,7 @@ def _ones(word):  # type: ignore[no-untyped-def]
     word = word - ((word >> np.uint32(1)) & np.uint32(0x55555555))
     word = (word & np.uint32(0x33333333)) + ((word >> np.uint32(2)) & np.uint32(0x33333333))
     word = (word + (word >> np.uint32(4))) & np.uint32(0x0F0F0F0F)
-    return (word * np.uint32(0x01010101)) >> np.uint32(24)
+    return ((word * np.uint32(0x01010101)) >> np.uint32(24)) & np.uint32(0xFF)  # the product is of 64 bits in numba
 
 
 @inner
@@ -206,11 +211,11 @@ def _find_closers(guide):  # type: ignore[no-untyped-def]
     """List the maximal ones of the allowed tokens that close a string, or else a value."""
     found, group, n = guide.few, np.int64(0), np.int64(0)
     for token in guide.spelling.closers:
-        if n < FEW and permits(guide, token):
+        if (n < FEW or group != QUOTE) and permits(guide, token):
             kind = kind_of(guide, token) & (QUOTE | CLOSES)
             if group == 0 or (kind == QUOTE and group != QUOTE):
                 group, n = kind, np.int64(0)
-            if kind == group:
+            if kind == group and n < FEW:
                 found[n], guide.covered[n] = token, False
                 n += 1
     for i in range(n):

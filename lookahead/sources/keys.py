@@ -7,7 +7,7 @@ import numpy as np
 from lookahead.sources.evidence import COUNTED, ECHO, FROM_OUTPUT, FROM_PROMPT, FROM_SCHEMA, ORDER, row_of
 from lookahead.sources.guide import ALLOWED, kind_of, limited, permits
 from lookahead.sources.kernels import inner
-from lookahead.spelling import KEY_END, QUOTE, SEPARATES, STRING_START
+from lookahead.spelling import KEY_END, KEY_START, QUOTE, SEPARATES, STRING_START
 from lookahead.values import PROMPT, SCHEMA
 
 _AHEAD = 512  # keys that are looked at for the next one
@@ -46,7 +46,7 @@ def _ask_order(evidence, suffix, cursor, offset):  # type: ignore[no-untyped-def
         if at < guide.starts[cursor + 1]:
             _name(evidence, np.int64(guide.keys[at]), ORDER, np.float32(2.0))
         return
-    if not _at_key(guide, suffix):
+    if not _at_key(guide, suffix[1], suffix[0]):
         return
     named, count = 0, guide.starts.shape[0] - 1
     for i in range(1, min(count, _AHEAD) + 1):
@@ -62,9 +62,12 @@ def _ask_order(evidence, suffix, cursor, offset):  # type: ignore[no-untyped-def
 
 
 @inner
-def _at_key(guide, suffix):  # type: ignore[no-untyped-def]
-    """Return whether a key may begin behind the last token."""
-    return kind_of(guide, suffix[0]) & STRING_START != 0 and kind_of(guide, suffix[1]) & KEY_END == 0
+def _at_key(guide, before, last):  # type: ignore[no-untyped-def]
+    """Return whether a key may begin behind the tokens `before` and `last`; a string behind a key is no key."""
+    kind = kind_of(guide, last)
+    if kind & KEY_START != 0:
+        return True
+    return kind & STRING_START != 0 and (kind | kind_of(guide, before)) & KEY_END == 0
 
 
 @inner
@@ -126,7 +129,7 @@ def move(guide, before, last, token, cursor, offset):  # type: ignore[no-untyped
         if kind_of(guide, token) & QUOTE != 0:
             return cursor, np.int64(0)
         return _find(guide, cursor - 1, cursor, offset, token)
-    if kind_of(guide, last) & STRING_START != 0 and kind_of(guide, before) & KEY_END == 0:
+    if _at_key(guide, before, last):
         return _find(guide, cursor, cursor, offset, token)
     return cursor, np.int64(0)
 
