@@ -25,10 +25,10 @@ from tokenizers import Tokenizer
 from lookahead.draft import Draft, IntArray
 from lookahead.drafter import Drafter
 from lookahead.errors import GrammarError
-from lookahead.grammar import Grammar, compiled
-from lookahead.matcher import ENDED, Matcher
+from lookahead.grammar.grammar import Grammar, compiled
+from lookahead.grammar.matcher import ENDED, Matcher
+from lookahead.grammar.vocabulary import Vocabulary
 from lookahead.trace import Step
-from lookahead.vocabulary import Vocabulary
 
 Parts = list[dict[str, Any]]  # schemas that hold for one value at once
 

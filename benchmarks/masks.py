@@ -26,7 +26,7 @@ import lookahead
 from lookahead.draft import Draft, IntArray
 from lookahead.drafter import Drafter
 from lookahead.errors import LookaheadError
-from lookahead.matcher import Matcher
+from lookahead.grammar.matcher import Matcher
 from lookahead.trace import Step
 
 Times = list[tuple[float, float, int]]  # of each step: ms of grammar work, ms of drafting it is part of, nodes

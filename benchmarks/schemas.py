@@ -40,8 +40,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 import lookahead
 from lookahead.errors import GrammarError
-from lookahead.grammar import Grammar
-from lookahead.vocabulary import Vocabulary
+from lookahead.grammar.grammar import Grammar
+from lookahead.grammar.vocabulary import Vocabulary
 
 Record = dict[str, Any]  # of one schema, ready for JSON
 

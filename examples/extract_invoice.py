@@ -14,8 +14,8 @@ from pydantic import BaseModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lookahead
-from lookahead.schemas import schema_of
-from lookahead.structured import generate_json, stream_json
+from lookahead.structured.generate import generate_json, stream_json
+from lookahead.structured.schemas import schema_of
 
 
 class Invoice(BaseModel):

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lookahead
 from lookahead.errors import IncompleteText
-from lookahead.structured import generate_grammar
+from lookahead.structured.generate import generate_grammar
 
 CODE = """\
 def mean(values):

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lookahead
 from lookahead.errors import IncompleteText
-from lookahead.structured import generate_grammar
+from lookahead.structured.generate import generate_grammar
 
 TABLE = "CREATE TABLE orders (customer TEXT, city TEXT, amount REAL)"
 ROWS = (("Nora", "Oslo", 318.45), ("Hugo", "Lima", 64.2), ("Mei", "Oslo", 977.15), ("Hugo", "Lima", 41.0))

@@ -14,8 +14,8 @@ from pydantic import BaseModel, Field
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lookahead
-from lookahead.schemas import schema_of
-from lookahead.structured import generate_json
+from lookahead.structured.generate import generate_json
+from lookahead.structured.schemas import schema_of
 
 Name = Annotated[str, Field(max_length=30)]
 

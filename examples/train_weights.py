@@ -34,8 +34,8 @@ from train_demo.tasks import Tasks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lookahead
+from lookahead.grammar.vocabulary import Vocabulary
 from lookahead.sources.mixer import LAYOUT, SHIPPED, Weights, untrained_weights
-from lookahead.vocabulary import Vocabulary
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from constrained import Constrained
@@ -60,7 +60,6 @@ class Text(NamedTuple):
     prompt: str
     output: str
     schema: dict[str, Any] | None = None
-
 
 
 def read_files(root: Path, rng: random.Random) -> list[str]:

@@ -6,7 +6,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lookahead.constrain import GrammarProcessor
     from lookahead.draft import Draft
     from lookahead.drafter import Drafter
     from lookahead.engine import Lookahead, generate
@@ -30,15 +29,22 @@ if TYPE_CHECKING:
         UnsupportedModel,
         UnusableText,
     )
-    from lookahead.grammar import Grammar
+    from lookahead.grammar.grammar import Grammar
+    from lookahead.grammar.processor import GrammarProcessor
     from lookahead.grow import Grower
-    from lookahead.json_stream import JsonStream
     from lookahead.loading import demo_path
     from lookahead.pool.pool import Pool
-    from lookahead.results import Result
-    from lookahead.schema_memory import SchemaMemory
-    from lookahead.schemas import schema_of
-    from lookahead.structured import generate_choice, generate_grammar, generate_json, generate_regex, stream_json
+    from lookahead.structured.generate import (
+        generate_choice,
+        generate_grammar,
+        generate_json,
+        generate_regex,
+        stream_json,
+    )
+    from lookahead.structured.memory import SchemaMemory
+    from lookahead.structured.results import Result
+    from lookahead.structured.schemas import schema_of
+    from lookahead.structured.stream import JsonStream
     from lookahead.trace import Pass, Run, Step
 
 __version__ = "0.1.0"
@@ -46,9 +52,9 @@ __version__ = "0.1.0"
 _HOME = {
     "Draft": "draft",
     "Drafter": "drafter",
-    "Grammar": "grammar",
+    "Grammar": "grammar.grammar",
     "GrammarError": "errors",
-    "GrammarProcessor": "constrain",
+    "GrammarProcessor": "grammar.processor",
     "Grower": "grow",
     "IncompleteJson": "errors",
     "IncompleteText": "errors",
@@ -56,7 +62,7 @@ _HOME = {
     "InvalidDraft": "errors",
     "InvalidInput": "errors",
     "InvalidValue": "errors",
-    "JsonStream": "json_stream",
+    "JsonStream": "structured.stream",
     "Lookahead": "engine",
     "LookaheadError": "errors",
     "Pass": "trace",
@@ -67,9 +73,9 @@ _HOME = {
     "PoolMismatch": "errors",
     "PoolNotFound": "errors",
     "PoolTooNew": "errors",
-    "Result": "results",
+    "Result": "structured.results",
     "Run": "trace",
-    "SchemaMemory": "schema_memory",
+    "SchemaMemory": "structured.memory",
     "Step": "trace",
     "UnsupportedArgument": "errors",
     "UnsupportedCache": "errors",
@@ -77,12 +83,12 @@ _HOME = {
     "UnusableText": "errors",
     "demo_path": "loading",
     "generate": "engine",
-    "generate_choice": "structured",
-    "generate_grammar": "structured",
-    "generate_json": "structured",
-    "generate_regex": "structured",
-    "schema_of": "schemas",
-    "stream_json": "structured",
+    "generate_choice": "structured.generate",
+    "generate_grammar": "structured.generate",
+    "generate_json": "structured.generate",
+    "generate_regex": "structured.generate",
+    "schema_of": "structured.schemas",
+    "stream_json": "structured.generate",
 }
 __all__ = [
     "Draft",

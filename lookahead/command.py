@@ -15,7 +15,7 @@ from lookahead.errors import GrammarError, InvalidArgument, InvalidInput, Unsupp
 
 # torch and transformers are imported where they are used, so that `lookahead --help` answers at once.
 if TYPE_CHECKING:
-    from lookahead.grammar import Grammar
+    from lookahead.grammar.grammar import Grammar
     from lookahead.trace import Run
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
@@ -46,8 +46,8 @@ def check_sampling(args: argparse.Namespace) -> None:
 
 def read_grammar(name: str) -> Grammar:
     """Return the grammar of `--grammar`: a file, or the name of one that comes along."""
-    from lookahead.grammar import Grammar
-    from lookahead.library import pattern
+    from lookahead.grammar.grammar import Grammar
+    from lookahead.grammar.library import pattern
 
     try:
         match Path(name).suffix:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lookahead.engine import Lookahead
 from lookahead.errors import InvalidInput
-from lookahead.grammar import Grammar
+from lookahead.grammar.grammar import Grammar
 from lookahead.loading import encode, room
 from lookahead.pool.pool import Pool
 from lookahead.request import end_tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from lookahead.draft import Draft, IntArray
-from lookahead.matcher import Matcher
+from lookahead.grammar.matcher import Matcher
 from lookahead.trace import Step
 
 

@@ -14,12 +14,12 @@ from transformers.generation import (
 )
 
 from lookahead.cache import BLOCK, require_ordinary
-from lookahead.constrain import GrammarProcessor
 from lookahead.decode import Decoder
 from lookahead.drafter import Drafter
 from lookahead.errors import InvalidArgument
 from lookahead.families import require_supported
-from lookahead.grammar import Grammar
+from lookahead.grammar.grammar import Grammar
+from lookahead.grammar.processor import GrammarProcessor
 from lookahead.grow import Grower
 from lookahead.memory import Memory, PoolLike, Remember
 from lookahead.pool.pool import Pool

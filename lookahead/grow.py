@@ -13,7 +13,8 @@ import numpy as np
 from lookahead.draft import Draft, FloatArray, IntArray
 from lookahead.drafter import Drafter
 from lookahead.errors import InvalidArgument
-from lookahead.matcher import Matcher
+from lookahead.grammar.matcher import Matcher
+from lookahead.grammar.values import Chain, KeyValues, chains
 from lookahead.pool.pool import Pool, combined
 from lookahead.sources.evidence import GUESTS, add_guest
 from lookahead.sources.growth import ask_again, begin, empty_scratch, grow, learn_at, learn_from, step
@@ -25,7 +26,6 @@ from lookahead.sources.recycle import Recycled, empty_tables, no_tables, remembe
 from lookahead.sources.source import Source
 from lookahead.sources.tree import CURSOR, NODES, empty_tree, match_nodes
 from lookahead.trace import Step
-from lookahead.values import Chain, KeyValues, chains
 
 SOURCES = ("unknown", "prompt", "recycle", "pool", "grammar")
 """Names of the codes in `Draft.source`; the code of the i-th `Source` object is `len(SOURCES) + i`."""

@@ -24,10 +24,10 @@ from lookahead.command import (
 from lookahead.errors import GrammarError, InvalidArgument, InvalidInput, UnusableText
 
 if TYPE_CHECKING:
-    from lookahead.call import Text
     from lookahead.command import Loaded
-    from lookahead.grammar import Grammar
-    from lookahead.schemas import Shape
+    from lookahead.grammar.grammar import Grammar
+    from lookahead.structured.call import Text
+    from lookahead.structured.schemas import Shape
     from lookahead.trace import Run
 
 UNUSABLE = 1
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     if args.trace is not None:
         check_writable("--trace", args.trace)
     shape, grammar = _schema(args)
-    from lookahead.results import JsonReader, raised, results
+    from lookahead.structured.results import JsonReader, raised, results
     from lookahead.trace import Run
 
     with loaded(args) as found:
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _schema(args: argparse.Namespace) -> tuple[Shape, Grammar]:
     """Return shape and grammar of `--schema`, and say what `--lenient` leaves out."""
-    from lookahead.schemas import Shape
+    from lookahead.structured.schemas import Shape
 
     shape = Shape.of(read_text("--schema", args.schema))
     try:
@@ -85,8 +85,8 @@ def _generate(args: argparse.Namespace, found: Loaded, grammar: Grammar) -> tupl
     """Return the text and, unless plain, what `Lookahead` did."""
     import torch
 
-    from lookahead.call import Call
     from lookahead.engine import Lookahead
+    from lookahead.structured.call import Call
 
     prompt: Any = [{"role": "user", "content": found.prompt}] if args.chat else found.prompt
     limit = {} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens}
@@ -112,7 +112,7 @@ def _save(file: str, trace: Run) -> None:
 
 def grammars(args: argparse.Namespace) -> int:
     """List the grammars that come along, or write one."""
-    from lookahead.library import names, read
+    from lookahead.grammar.library import names, read
 
     entries = [read(name) for name in ([args.name] if args.name is not None else names())]
     if args.name is not None and not args.json:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers.generation import logits_process as hf
 
-from lookahead.constrain import GrammarProcessor
 from lookahead.draft import FloatArray, IntArray
+from lookahead.grammar.processor import GrammarProcessor
 from lookahead.topk import best_tokens
 
 # Pure functions of one row of scores: they may see all nodes at once, in any order.

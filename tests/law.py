@@ -24,8 +24,8 @@ from users import CRITERIA, PROCESSORS, Recording, prefix_allowed
 
 import lookahead
 from lookahead import Grower, Lookahead, Pool, Step
-from lookahead.constrain import GrammarProcessor
-from lookahead.grammar import Grammar
+from lookahead.grammar.grammar import Grammar
+from lookahead.grammar.processor import GrammarProcessor
 
 LIMITS = {
     "all_nodes": ["lookahead.sampling.ALL_NODES_LIMIT"],

@@ -20,11 +20,11 @@ from models import JSON_VOCAB, json_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lookahead import grammar as grammars
 from lookahead.errors import GrammarError, InvalidArgument, LookaheadError
-from lookahead.grammar import Grammar, compiled
-from lookahead.matcher import ENDED, ROOT, Matcher
-from lookahead.vocabulary import Vocabulary
+from lookahead.grammar import grammar as grammars
+from lookahead.grammar.grammar import Grammar, compiled
+from lookahead.grammar.matcher import ENDED, ROOT, Matcher
+from lookahead.grammar.vocabulary import Vocabulary
 
 PERSON = {
     "type": "object",

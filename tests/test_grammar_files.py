@@ -23,8 +23,8 @@ from transformers import AutoTokenizer
 from walks import Walk, accepts, matcher_of, tokens_allowed
 
 import lookahead
-from lookahead import library
 from lookahead.errors import InvalidArgument
+from lookahead.grammar import library
 
 SAMPLES = Path(__file__).parent / "samples"
 NAMES = library.names()

@@ -21,17 +21,17 @@ from schemas import schemas, values, written
 from transformers import AutoTokenizer
 
 from lookahead import Pool, demo_path
-from lookahead import grammar as grammars
 from lookahead.draft import Draft
 from lookahead.errors import GrammarError
-from lookahead.grammar import Grammar, compiled
+from lookahead.grammar import grammar as grammars
+from lookahead.grammar.grammar import Grammar, compiled
+from lookahead.grammar.masks import Words
+from lookahead.grammar.matcher import ENDED, ROOT, Matcher
+from lookahead.grammar.vocabulary import Vocabulary
 from lookahead.grow import SOURCES, Grower, Row
-from lookahead.masks import Words
-from lookahead.matcher import ENDED, ROOT, Matcher
 from lookahead.sources.evidence import COLUMNS, NAMED
 from lookahead.sources.tree import CURSOR, NODES, OFFSET
 from lookahead.trace import Step
-from lookahead.vocabulary import Vocabulary
 
 EOS = 1
 PERSON = {
@@ -59,7 +59,7 @@ SETS = (("prompt", "pool", "recycle"), ("prompt",), ("recycle",), ("pool",), ())
 @pytest.fixture(autouse=True, scope="module")
 def patience() -> Iterator[None]:
     """No clock decides what is drafted here."""
-    with mock.patch("lookahead.matcher.PATIENCE", 1e9):
+    with mock.patch("lookahead.grammar.matcher.PATIENCE", 1e9):
         yield
 
 

@@ -12,7 +12,7 @@ import pytest
 from models import json_tokenizer
 
 from lookahead.errors import GrammarError
-from lookahead.grammar import Grammar
+from lookahead.grammar.grammar import Grammar
 
 NULL: dict[str, Any] = {"type": "null"}
 INTEGER: dict[str, Any] = {"type": "integer"}
@@ -31,6 +31,14 @@ def schema(value: Any) -> Callable[[], Grammar]:
 
 def keyed(count: int) -> dict[str, Any]:
     return {f"k{i}": INTEGER for i in range(count)}
+
+
+def chain(length: int) -> dict[str, Any]:
+    return {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(length)} | {f"d{length}": NULL}
+
+
+def rules(length: int) -> str:
+    return "".join(f"r{i}: r{i + 1}\n" for i in range(length)) + f'r{length}: "a"\nstart: r0\n'
 
 
 def doubling(levels: int) -> dict[str, Any]:
@@ -62,9 +70,11 @@ WORKS: dict[str, Callable[[], Grammar]] = {
     "as many items at least": schema({"type": "array", "minItems": 1_000_000_000_000}),
     "many keys": schema({"type": "object", "maxProperties": 1_000_000}),
     "pattern and length": schema({"type": "string", "pattern": "(ab|ba|a.*b)*c", "maxLength": 5000}),
-    "text that cannot end": schema({"type": "array", "items": {"$ref": "#"}, "minItems": 1}),
     "large integers": schema({"type": "integer", "minimum": -(10**18), "maximum": 10**18}),
     "small multiples": schema({"type": "number", "multipleOf": 1e-9}),
+    "chain of references": schema({"$defs": chain(20_000), "$ref": "#/$defs/d0"}),
+    "chain of rules": lambda: Grammar.lark(rules(20_000)),
+    "20,000 choices": lambda: Grammar.choice(f"value {i}" for i in range(20_000)),
     "ambiguous": lambda: Grammar.lark('start: e\ne: e e | "a" | e "+" e | "b"'),
     "ambiguous and empty": lambda: Grammar.lark('start: e\ne: e e e | "a" | '),
     "left recursion": lambda: Grammar.lark('start: start "a" | "a"'),
@@ -81,21 +91,27 @@ REFUSED: dict[str, tuple[Callable[[], Grammar], str]] = {
     "very long strings": (schema({"type": "string", "maxLength": 10**12}), "decimal literal"),
     "refers to nothing": (schema({"$ref": "#/nowhere"}), "'/nowhere' does not exist"),
     "refers to nothing below": (schema({"properties": {"a": {"$ref": "#/$defs/gone"}}}), r"'/\$defs/gone' does not"),
-    "refers to a page": (schema({"$ref": "https://example.com/schema.json"}), "not present"),
-    "refers to a file": (schema({"$ref": "file:///etc/passwd"}), "not present"),
+    "refers to a page": (schema({"$ref": "https://example.com/schema.json"}), "another document"),
+    "refers to a file": (schema({"$ref": "file:///etc/passwd"}), "another document"),
     "refers to a number": (schema({"$ref": 7}), r"\$ref must be a string"),
-    "itself and more": (schema({"allOf": [{"$ref": "#"}, NULL]}), "circular"),
+    "itself and more": (schema({"allOf": [{"$ref": "#"}, NULL]}), "no value can be valid"),
+    "text that cannot end": (
+        schema({"type": "array", "items": {"$ref": "#"}, "minItems": 1}),
+        "no value can be valid",
+    ),
+    "a large multiple": (schema({"type": "integer", "multipleOf": 999_983}), "multipleOf"),
+    "multiples at once": (schema({"allOf": [{"multipleOf": n} for n in (97, 89, 83, 79)]}), "multipleOf"),
+    "is itself": (schema({"$ref": "#"}), "no value can be valid"),
+    "is one of itself": (schema({"anyOf": [{"$ref": "#"}, {"$ref": "#"}]}), "no value can be valid"),
+    "goes round": (
+        schema({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}),
+        "no value can be valid",
+    ),
     "large bounds": (schema({"type": "number", "minimum": -1e308, "maximum": 1e308}), "float range"),
     "counts too large": (lambda: Grammar.regex("a{1,99999999999}"), "decimal literal|too big"),
 }
 
 STUCK: dict[str, tuple[Callable[[], Grammar], str]] = {
-    "is itself": (schema({"$ref": "#"}), "no token"),
-    "is one of itself": (schema({"anyOf": [{"$ref": "#"}, {"$ref": "#"}]}), "no token"),
-    "goes round": (
-        schema({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}),
-        "no token",
-    ),
     "nothing matches": (lambda: Grammar.regex(r"[^\s\S]"), "no token"),
 }
 """Grammars with no text in them, which show only when they are asked."""

@@ -14,9 +14,9 @@ import torch
 from models import EOS, JSON_VOCAB, PAD, json_tokenizer, tiny
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from lookahead import library
 from lookahead.cli import main
-from lookahead.grammar import Grammar
+from lookahead.grammar import library
+from lookahead.grammar.grammar import Grammar
 from lookahead.loading import DEMO, quiet
 
 SCHEMA: dict[str, Any] = {

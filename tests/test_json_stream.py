@@ -22,8 +22,8 @@ from values import FORMS, Colour, Drawing, Picky, Row, grows, model
 
 from lookahead import InvalidArgument, Lookahead
 from lookahead.errors import IncompleteJson, InvalidValue
-from lookahead.partial import partial_json, same
-from lookahead.structured import generate_json, stream_json
+from lookahead.structured.generate import generate_json, stream_json
+from lookahead.structured.partial import partial_json, same
 
 
 def streams() -> list[threading.Thread]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lookahead.masks import best_allowed, finish, forbid, words
+from lookahead.grammar.masks import best_allowed, finish, forbid, words
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SPECIAL = (float("nan"), float("inf"), float("-inf"), 0.0, -0.0, 1.0, 1.0, -65504.0, 3e38)

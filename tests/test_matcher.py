@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import JSON_VOCAB, json_tokenizer
 
-from lookahead import grammar as grammars
 from lookahead.draft import Draft
 from lookahead.errors import GrammarError
-from lookahead.grammar import Compiled, Grammar, compiled
-from lookahead.masks import Words, words
-from lookahead.matcher import ENDED, ROOT, Matcher
-from lookahead.vocabulary import Vocabulary
+from lookahead.grammar import grammar as grammars
+from lookahead.grammar.grammar import Compiled, Grammar, compiled
+from lookahead.grammar.masks import Words, words
+from lookahead.grammar.matcher import ENDED, ROOT, Matcher
+from lookahead.grammar.vocabulary import Vocabulary
 
 EOS = 1
 RECURSIVE = {

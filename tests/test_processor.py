@@ -11,10 +11,10 @@ from models import EOS, JSON_VOCAB, PAD, json_tokenizer, tiny
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from lookahead.constrain import GrammarProcessor
 from lookahead.errors import GrammarError, InvalidArgument
-from lookahead.grammar import Grammar
-from lookahead.vocabulary import Vocabulary
+from lookahead.grammar.grammar import Grammar
+from lookahead.grammar.processor import GrammarProcessor
+from lookahead.grammar.vocabulary import Vocabulary
 
 PROMPT = 5
 PAIRS = Grammar.regex("(ab|[0-9]{1,2})(, (ab|[0-9]{1,2})){0,4}")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process as hf
 
-from lookahead.constrain import GrammarProcessor
+from lookahead.grammar.processor import GrammarProcessor
 from lookahead.sampling import (
     ROW_LOCAL,
     ROW_PURE,

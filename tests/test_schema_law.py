@@ -19,9 +19,9 @@ from law import Case, assert_exact, assert_steps_fit, grammar_of
 from models import json_tokenizer
 from schemas import schemas, values, written
 
-from lookahead.grammar import Grammar
-from lookahead.matcher import ENDED
-from lookahead.vocabulary import Vocabulary
+from lookahead.grammar.grammar import Grammar
+from lookahead.grammar.matcher import ENDED
+from lookahead.grammar.vocabulary import Vocabulary
 
 pytestmark = [
     pytest.mark.law,

@@ -12,11 +12,11 @@ from models import json_tokenizer
 from values import PROMPTS, Drawing, Point, Row, model, plain
 
 from lookahead import Lookahead, Pool, PoolError
-from lookahead.grammar import Grammar
-from lookahead.schema_memory import SCHEMAS, SchemaMemory, memory_of
-from lookahead.schemas import Shape
+from lookahead.grammar.grammar import Grammar
 from lookahead.sources.mixer import save
-from lookahead.structured import generate_json
+from lookahead.structured.generate import generate_json
+from lookahead.structured.memory import SCHEMAS, SchemaMemory, memory_of
+from lookahead.structured.schemas import Shape
 
 
 @pytest.mark.law
@@ -85,7 +85,7 @@ def test_memory_is_bounded() -> None:
 
 
 def test_memory_goes_with_its_model() -> None:
-    from lookahead import schema_memory
+    from lookahead.structured import memory as schema_memory
 
     ours = copy.deepcopy(model())
     generate_json(ours, json_tokenizer(), "x", Row)

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import njit
 
-from lookahead.masks import words
+from lookahead.grammar.masks import words
+from lookahead.grammar.spelling import CLOSES, KEY_END, QUOTE, SEPARATES, STRING_START, spelling
 from lookahead.sources import guide as guides
 from lookahead.sources.guide import ALLOWED, CLOSERS, FEW, FORCED, GROUP, MAXIMAL, STATE, Guide, guide, no_guide
-from lookahead.spelling import CLOSES, KEY_END, QUOTE, SEPARATES, STRING_START, spelling
 
 pieces = st.text(st.sampled_from('"{}[],: ab19é0'), max_size=4).map(str.encode)
 vocabularies = st.lists(pieces, max_size=40)

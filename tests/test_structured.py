@@ -38,12 +38,19 @@ from values import (
 )
 
 from lookahead import Draft, Drafter, InvalidArgument, Lookahead
-from lookahead.call import Call
 from lookahead.errors import GrammarError, IncompleteJson, IncompleteText, InvalidValue
-from lookahead.grammar import Grammar
-from lookahead.schema_memory import memory_of
-from lookahead.schemas import FORMATS, Shape, schema_of
-from lookahead.structured import Result, generate_choice, generate_grammar, generate_json, generate_regex, stream_json
+from lookahead.grammar.grammar import Grammar
+from lookahead.structured.call import Call
+from lookahead.structured.generate import (
+    Result,
+    generate_choice,
+    generate_grammar,
+    generate_json,
+    generate_regex,
+    stream_json,
+)
+from lookahead.structured.memory import memory_of
+from lookahead.structured.schemas import FORMATS, Shape, schema_of
 
 # -- the text ----------------------------------------------------------------------------------------------------------
 

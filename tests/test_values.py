@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from models import json_tokenizer
 from schemas import schemas
 
-from lookahead.dialect import counts_keys
-from lookahead.grammar import Grammar
-from lookahead.properties import _MOST, Property, properties
-from lookahead.values import _EACH, _KEYS, _LONGEST, OUTPUT, PROMPT, SCHEMA, Key, KeyValues, chains, find_values
-from lookahead.vocabulary import Vocabulary
+from lookahead.grammar.dialect import counts_keys
+from lookahead.grammar.grammar import Grammar
+from lookahead.grammar.properties import _MOST, Property, properties
+from lookahead.grammar.values import _EACH, _KEYS, _LONGEST, OUTPUT, PROMPT, SCHEMA, Key, KeyValues, chains, find_values
+from lookahead.grammar.vocabulary import Vocabulary
 
 # --- in prompts -------------------------------------------------------------------------------------------------
 
@@ -211,21 +211,21 @@ def test_chains_are_ordered_by_key_then_by_place() -> None:
     keys = [Key("name", [5], ("Bo", 3)), Key("none", [6], ()), Key("age", [7], (True, "Ada"))]
     made = chained(keys, "Name: Ada\nAge: 36 years\nName: Eva", '{"name": "Lin", "age": 40}')
     assert made == [
-        (0, PROMPT, ' "Eva'), (0, PROMPT, ' "Ada'), (0, OUTPUT, ' "Lin'), (0, SCHEMA, ' "Bo'), (0, SCHEMA, " 3"),
-        (2, PROMPT, ' "36 years'), (2, PROMPT, " 36"), (2, OUTPUT, " 40"), (2, SCHEMA, " true"), (2, SCHEMA, ' "Ada'),
+        (0, PROMPT, "Eva"), (0, PROMPT, "Ada"), (0, OUTPUT, "Lin"), (0, SCHEMA, "Bo"), (0, SCHEMA, "3"),
+        (2, PROMPT, "36 years"), (2, PROMPT, "36"), (2, OUTPUT, "40"), (2, SCHEMA, "true"), (2, SCHEMA, "Ada"),
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("said", "written"),
     [
-        ("1,250.50", " 1250.5"), ("$1,250", " 1250"), ("€3 or so", " 3"), ("-7", " -7"), ("1,,2", " 12"),
-        ("007", " 7"), ("x7", None), ("7up", None), ("2024-05-01", " 2024"), ("9" * 119, " " + "9" * 119),
+        ("1,250.50", "1250.5"), ("$1,250", "1250"), ("€3 or so", "3"), ("-7", None), ("1,,2", "12"),
+        ("007", "7"), ("x7", None), ("7up", None), ("2024-05-01", "2024"), ("9" * 119, None),
     ],
 )  # fmt: skip
 def test_numbers_in_a_prompt_are_written_as_numbers_too(said: str, written: str | None) -> None:
     made = [text for _, _, text in chained([Key("n", [5], ())], f"n: {said}")]
-    assert made[0].startswith(' "')
+    assert made[0] in said
     assert [text for text in made[1:] if not (written or "").startswith(text)] == []
     assert len(made) == (1 if written is None else 2)
 
@@ -236,13 +236,13 @@ def test_chains_are_short_and_told_once() -> None:
     made = chains(keys, vocab, np.zeros(0, np.int32), known('{"a": "xx"}', json.dumps({"a": "x" * LONG})))
     assert [chain.place for chain in made] == [OUTPUT, OUTPUT, SCHEMA]
     assert all(len(chain.tokens) <= _LONGEST for chain in made)
-    assert vocab.decode(made[-1].tokens) == b' ""'
+    assert vocab.decode(made[-1].tokens) == b'"'
 
 
 def test_only_the_end_of_a_long_prompt_is_searched() -> None:
     keys = [Key("name", [5], ())]
     assert chained(keys, "name: Ada\n" + "filler " * 6000) == []
-    assert chained(keys, "filler " * 6000 + "\nname: Ada") == [(0, PROMPT, ' "Ada')]
+    assert chained(keys, "filler " * 6000 + "\nname: Ada") == [(0, PROMPT, "Ada")]
     assert chained([], "name: Ada") == []
 
 

@@ -16,8 +16,8 @@ from typing_extensions import TypedDict
 
 from lookahead import Grammar
 from lookahead.errors import IncompleteJson
-from lookahead.partial import same
-from lookahead.structured import generate_json
+from lookahead.structured.generate import generate_json
+from lookahead.structured.partial import same
 
 Word = Annotated[str, Field(max_length=5)]
 Digit = Annotated[int, Field(ge=-3, le=120)]

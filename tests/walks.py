@@ -9,7 +9,7 @@ from string import ascii_lowercase, ascii_uppercase, digits
 
 import llguidance
 
-from lookahead import library
+from lookahead.grammar import library
 
 BYTES = llguidance.LLTokenizer("byte")
 KINDS = (ascii_lowercase, ascii_uppercase, digits, "_", "\"'", "([{<", ")]}>", " \n\t")

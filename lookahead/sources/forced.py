@@ -56,7 +56,7 @@ def name_few(evidence):  # type: ignore[no-untyped-def]
             if not guide.covered[i]:
                 j = row_of(evidence, guide.few[i])
                 if j >= 0:
-                    evidence.rows[j].named = 1
+                    evidence.rows[j].named = max(evidence.rows[j].named, 1)
                     evidence.x[j, NAMED] = odds
     for j in range(evidence.size[0]):
         if guide.covered[place_of(guide, allowed, np.int64(evidence.rows[j].token))]:

@@ -117,9 +117,6 @@ def _ask(index, pooled, recycled, weights, tail, tree, scratch, node):  # type: 
     clear(evidence)
     if not enter(evidence.guide, tree, node):
         return
-    if is_forced(evidence.guide):
-        name_few(evidence)
-        return
     name_closers(evidence)
     if size > 0:
         hash_contexts(suffix, length, size - index.used[PROMPT] + tree.nodes[node].depth, states)

@@ -12,13 +12,13 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from lookahead.draft import IntArray
-from lookahead.masks import Words
+from lookahead.grammar.masks import Words
+from lookahead.grammar.spelling import CLOSES, QUOTE, Spelling, spelling
+from lookahead.grammar.values import Chain, Key
 from lookahead.sources.kernels import inner
-from lookahead.spelling import CLOSES, QUOTE, Spelling, spelling
-from lookahead.values import Chain, Key
 
 ENDED = 0
-"""The state after which only end tokens follow, see `lookahead.matcher`."""
+"""The state after which only end tokens follow, see `lookahead.grammar.matcher`."""
 
 FEW = 64
 """So many allowed tokens are looked at one by one."""
@@ -45,14 +45,15 @@ class Guide(NamedTuple):
     starts: IntArray  # [K + 1] where each key starts in `keys`
     values: IntArray  # the tokens of values that stood behind them, one value after the other
     value_starts: IntArray  # [C + 1] where each value starts in `values`
-    value_places: IntArray  # [C] where it was found, see `lookahead.values`
+    value_places: IntArray  # [C] where it was found, see `lookahead.grammar.values`
     key_values: IntArray  # [K + 1] where the values of each key start
     ends: IntArray  # [E] tokens that end the text: never drafted
     address: NDArray[np.int64]  # [1] of the function that enters a state, 0: there is no grammar
     now: NDArray[np.int64]  # [6] of the node asked about, see below
     few: IntArray  # [FEW] the allowed tokens where they are few, rising
     covered: NDArray[np.bool_]  # [FEW] not maximal
-    closers: IntArray  # [FEW] where many are allowed: the maximal ones of those that close what was begun
+    closers: IntArray  # [FEW] the maximal ones of those that close what was begun
+    closing: IntArray  # [FEW] all of those
 
 
 def no_guide() -> Guide:
@@ -90,6 +91,7 @@ def guide(
         few=np.zeros(FEW, np.int32),
         covered=np.zeros(FEW, np.bool_),
         closers=np.zeros(FEW, np.int32),
+        closing=np.zeros(FEW, np.int32),
     )
 
 
@@ -169,9 +171,9 @@ def _count(guide, mask):  # type: ignore[no-untyped-def]
         allowed -= (mask[end >> 5] >> np.uint32(end & 31)) & np.uint32(1)
     guide.now[FORCED] = allowed == 1 and whole == 1
     guide.now[ALLOWED], guide.now[MAXIMAL], guide.now[CLOSERS], guide.now[GROUP] = allowed, 0, 0, 0
-    if allowed > FEW:
+    if allowed > 1:
         _find_closers(guide)
-    elif allowed > 0:
+    if 0 < allowed <= FEW:
         _list(guide, mask)
     return allowed
 
@@ -209,7 +211,7 @@ def _list(guide, mask):  # type: ignore[no-untyped-def]
 @inner
 def _find_closers(guide):  # type: ignore[no-untyped-def]
     """List the maximal ones of the allowed tokens that close a string, or else a value."""
-    found, group, n = guide.few, np.int64(0), np.int64(0)
+    found, group, n = guide.closing, np.int64(0), np.int64(0)
     for token in guide.spelling.closers:
         if (n < FEW or group != QUOTE) and permits(guide, token):
             kind = kind_of(guide, token) & (QUOTE | CLOSES)

@@ -18,7 +18,11 @@ Records = NDArray[Any]
 # at every view of an array would take most of the time. What allocates, or returns a view, does not compile.
 _OPTIONS: dict[str, Any] = {"_nrt": False, "no_cfunc_wrapper": True, "error_model": "numpy"}
 
-_FILES = [file for folder in ("pool", "sources") for file in Path(__file__).parents[1].joinpath(folder).glob("*.py")]
+_FILES = [
+    file
+    for folder in ("grammar", "pool", "sources")
+    for file in Path(__file__).parents[1].joinpath(folder).glob("*.py")
+]
 _STAMP = tuple(sorted((file.name, file.stat().st_mtime_ns) for file in _FILES))
 
 
@@ -34,10 +38,11 @@ def background_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _compile(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
     compiled: Callable[..., Any] = njit(cache=True, **_OPTIONS, **options)(function)
-    # numba looks at the kernel's own file alone; what is compiled into it comes from all files of these folders.
+    # numba looks at the kernel's own file alone; what is compiled into it comes from all files of these folders. Told
+    # of them as of its own version, it does not even read what another one has left, whose types may be gone.
     cache = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
     if cache is not None:
-        cache._source_stamp = (cache._source_stamp, _STAMP)
+        cache._version = (cache._version, _STAMP)
     return compiled
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from lookahead.grammar.spelling import KEY_END, KEY_START, QUOTE, SEPARATES, STRING_START
+from lookahead.grammar.values import PROMPT, SCHEMA
 from lookahead.sources.evidence import COUNTED, ECHO, FROM_OUTPUT, FROM_PROMPT, FROM_SCHEMA, ORDER, row_of
 from lookahead.sources.guide import ALLOWED, kind_of, limited, permits
 from lookahead.sources.kernels import inner
-from lookahead.spelling import KEY_END, KEY_START, QUOTE, SEPARATES, STRING_START
-from lookahead.values import PROMPT, SCHEMA
 
 _AHEAD = 512  # keys that are looked at for the next one
 _NEXT = 4  # keys that are named
@@ -55,7 +55,7 @@ def _ask_order(evidence, suffix, cursor, offset):  # type: ignore[no-untyped-def
             j = row_of(evidence, token)
             if j >= 0 and evidence.x[j, ORDER] == 0.0:
                 evidence.x[j, ORDER] = np.float32(2.0 - 0.6 * named)
-                evidence.rows[j].named = 1
+                evidence.rows[j].named = max(evidence.rows[j].named, 1)
                 named += 1
                 if named == _NEXT:
                     break
@@ -75,7 +75,7 @@ def _name(evidence, token, column, value):  # type: ignore[no-untyped-def]
     j = row_of(evidence, token)
     if j >= 0 and evidence.x[j, column] < value:
         evidence.x[j, column] = value
-        evidence.rows[j].named = 1
+        evidence.rows[j].named = max(evidence.rows[j].named, 1)
 
 
 @inner

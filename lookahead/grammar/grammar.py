@@ -11,15 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from lookahead.dialect import adapted, counts_keys
 from lookahead.errors import GrammarError, InvalidArgument
-from lookahead.matcher import Matcher, engine_words
-from lookahead.properties import properties
-from lookahead.values import Key
-from lookahead.vocabulary import Vocabulary
+from lookahead.grammar.dialect import adapted, counts_keys
+from lookahead.grammar.matcher import Matcher, engine_words
+from lookahead.grammar.properties import properties
+from lookahead.grammar.values import Key
+from lookahead.grammar.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from lookahead.constrain import GrammarProcessor
+    from lookahead.grammar.processor import GrammarProcessor
 
 T = TypeVar("T")
 Whitespace = Literal["fixed", "compact", "indented"]
@@ -128,7 +128,7 @@ class Grammar:
     @classmethod
     def named(cls, name: str) -> Grammar:
         """Return one of the grammars that come with this library; `lookahead grammars` lists them."""
-        from lookahead.library import read
+        from lookahead.grammar.library import read
 
         entry = read(name)
         make = cls.regex if entry.kind == "regex" else cls.lark
@@ -167,7 +167,7 @@ class Grammar:
             tokenizer: the model's fast tokenizer.
             eos_token_id: tokens that end a text; None: the tokenizer's end token.
         """
-        from lookahead.constrain import GrammarProcessor
+        from lookahead.grammar.processor import GrammarProcessor
 
         return GrammarProcessor(self, tokenizer, eos_token_id=eos_token_id)
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from pydantic_core import from_json
 
 from lookahead.draft import IntArray
-from lookahead.spelling import KEY_END
-from lookahead.vocabulary import Vocabulary
+from lookahead.grammar.spelling import KEY_END
+from lookahead.grammar.vocabulary import Vocabulary
 
 PROMPT, SCHEMA, OUTPUT = 0, 1, 2
 """Where a value was found."""
@@ -148,6 +148,6 @@ def _written(name: str, value: Any, guessed: bool, vocabulary: Vocabulary) -> It
         # With the key: where it ends, its last token may hold the beginning of the value.
         tokens = vocabulary.encode(f"{json.dumps(name[:_CHARACTERS], ensure_ascii=False)}: {text}")
         end = next((i for i, token in enumerate(tokens) if vocabulary.spelling.kinds[token] & KEY_END), None)
-        closed = len(tokens) - text.endswith('"')
+        closed = len(tokens) - (text.endswith('"') and len(text) > 2)
         if end is not None and end + 1 < closed:
             yield tokens[end + 1 : min(closed, end + 1 + _LONGEST)]

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lookahead.errors import GrammarError
-from lookahead.spelling import spelling
+from lookahead.grammar.spelling import spelling
 
 _KNOWN: weakref.WeakKeyDictionary[Any, Vocabulary] = weakref.WeakKeyDictionary()
 
@@ -34,7 +34,7 @@ class Vocabulary:
         special = self.engine.is_special_token
         self.bytes = [b"" if special(i) else self.engine.decode_bytes([i]) for i in range(self.size)]
         self.spelling = spelling(self.bytes)
-        self.compiled: OrderedDict[str, Any] = OrderedDict()  # see `lookahead.grammar.compiled`
+        self.compiled: OrderedDict[str, Any] = OrderedDict()  # see `lookahead.grammar.grammar.compiled`
 
     @staticmethod
     def of(tokenizer: Any) -> Vocabulary:

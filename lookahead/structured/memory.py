@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lookahead.errors import InvalidArgument, PoolError
-from lookahead.grammar import Grammar
+from lookahead.grammar.grammar import Grammar
 from lookahead.grow import Grower
 from lookahead.pool.fingerprint import fingerprint
 from lookahead.pool.pool import Pool

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterator
 from decimal import Decimal
@@ -37,12 +36,12 @@ _ROUNDS = 64
 
 
 def adapted(schema: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return a schema of the same values without what says nothing, and which unknown formats that was.
+    """Take out of `schema` what says nothing; return it, and which unknown formats that was.
 
     Raises:
         GrammarError: no value of it can end, or its numbers are too much for the engine.
     """
-    schema, formats = copy.deepcopy(schema), list[str]()
+    formats: list[str] = []
     schema.pop("x-guidance", None)  # options of the engine's, which are not a schema's to set
     for part in subschemas(schema):
         for keyword, values in _NOTHING:

@@ -13,14 +13,14 @@ from transformers.generation import GenerationMixin
 
 from lookahead.engine import Lookahead
 from lookahead.errors import InvalidArgument
-from lookahead.grammar import Grammar
+from lookahead.grammar.grammar import Grammar
+from lookahead.grammar.matcher import ENDED
+from lookahead.grammar.vocabulary import Vocabulary
 from lookahead.grow import Grower
-from lookahead.matcher import ENDED
-from lookahead.prompts import Prompt, encoded, listed, padded
 from lookahead.request import end_tokens
-from lookahead.schema_memory import MemoryLike, opened
+from lookahead.structured.memory import MemoryLike, opened
+from lookahead.structured.prompts import Prompt, encoded, listed, padded
 from lookahead.trace import Run
-from lookahead.vocabulary import Vocabulary
 
 NEW_TOKENS = 1024
 """Generated at most where nobody says how many."""

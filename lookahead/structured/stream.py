@@ -8,10 +8,10 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
-from lookahead.partial import partial_json, same
+from lookahead.structured.partial import partial_json, same
 
 if TYPE_CHECKING:
-    from lookahead.results import Result
+    from lookahead.structured.results import Result
 
 Tokens = list[int]
 Generate = Callable[[Any], Callable[[], "Result[Any]"]]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
-from lookahead.dialect import resolve
+from lookahead.grammar.dialect import resolve
 
 _ALTERNATIVES = ("allOf", "anyOf", "oneOf")
 _INSIDE = ("items", "additionalProperties", "contains", "then", "else", "if", "not", "prefixItems")

@@ -13,7 +13,7 @@ from pydantic import PydanticUserError, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from lookahead.errors import InvalidArgument
-from lookahead.grammar import Grammar, Whitespace
+from lookahead.grammar.grammar import Grammar, Whitespace
 
 # The formats of JSON Schema that the grammar engine knows. Those that pydantic invents ("path", "binary", …) say what
 # becomes of a string, not how it is written.

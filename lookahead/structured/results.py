@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from lookahead.call import Text
 from lookahead.errors import IncompleteJson, IncompleteText, InvalidValue, UnusableText
-from lookahead.partial import partial_json
-from lookahead.schemas import Shape
+from lookahead.structured.call import Text
+from lookahead.structured.partial import partial_json
+from lookahead.structured.schemas import Shape
 from lookahead.trace import Run
 
 T = TypeVar("T")

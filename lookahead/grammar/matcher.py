@@ -10,9 +10,9 @@ import numpy as np
 
 from lookahead.draft import Draft, IntArray
 from lookahead.errors import GrammarError
-from lookahead.masks import Words, finish, words
-from lookahead.values import Key
-from lookahead.vocabulary import Vocabulary
+from lookahead.grammar.masks import Words, finish, words
+from lookahead.grammar.values import Key
+from lookahead.grammar.vocabulary import Vocabulary
 
 ENDED, ROOT = 0, 1
 """States: of a text that has ended (or left the grammar), and of the text that was settled last."""
@@ -36,7 +36,7 @@ class Matcher:
     error.
 
     Args:
-        compiled: gives engines, see `lookahead.grammar.Compiled`.
+        compiled: gives engines, see `lookahead.grammar.grammar.Compiled`.
         ends: the tokens that end a text, allowed exactly where the grammar accepts. The engine never sees them.
         size: tokens the model knows; the others are never allowed.
 

@@ -56,7 +56,7 @@ def pattern(text: str) -> str:
 
 def folder() -> Path:
     """Return where the files lie: inside of an installed package, or beside it in a working copy."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     installed = package / "grammars"
     return installed if installed.is_dir() else package.parent / "grammars"
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from lookahead.errors import InvalidArgument
-from lookahead.grammar import Grammar
-from lookahead.masks import best_allowed, forbid
-from lookahead.matcher import Matcher
-from lookahead.vocabulary import Vocabulary
+from lookahead.grammar.grammar import Grammar
+from lookahead.grammar.masks import best_allowed, forbid
+from lookahead.grammar.matcher import Matcher
+from lookahead.grammar.vocabulary import Vocabulary
 
 
 class GrammarProcessor(LogitsProcessor):  # type: ignore[misc]

@@ -7,14 +7,14 @@ from typing import Any, TypeVar, overload
 
 import torch
 
-from lookahead.call import Call
 from lookahead.errors import InvalidArgument
-from lookahead.grammar import Grammar, Whitespace
-from lookahead.json_stream import JsonStream
-from lookahead.prompts import Message, Prompt
-from lookahead.results import JsonReader, Reader, Result, TextReader, raised, results
-from lookahead.schema_memory import MemoryLike
-from lookahead.schemas import Shape
+from lookahead.grammar.grammar import Grammar, Whitespace
+from lookahead.structured.call import Call
+from lookahead.structured.memory import MemoryLike
+from lookahead.structured.prompts import Message, Prompt
+from lookahead.structured.results import JsonReader, Reader, Result, TextReader, raised, results
+from lookahead.structured.schemas import Shape
+from lookahead.structured.stream import JsonStream
 
 T = TypeVar("T")
 One = str | Sequence[Message]

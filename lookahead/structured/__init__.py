@@ -1,0 +1,1 @@
+"""Values instead of text: prompts, schemas of Python types, results, streams, memory."""
