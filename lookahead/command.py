@@ -66,7 +66,7 @@ def read_grammar(name: str) -> Grammar:
 def read_text(option: str, file: str) -> str:
     """Return the text of a UTF-8 file that an option names."""
     try:
-        return Path(file).read_text(encoding="utf-8")
+        return Path(file).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InvalidInput(f"{option} {file}: {(error.strerror or str(error)).lower()}; give a text file") from error
     except UnicodeDecodeError as error:

@@ -61,6 +61,7 @@ class Decoder:
     def step(self) -> Pass:
         """Run one pass over the trees of all rows."""
         progress, starts, begin = self._progress, list(self._progress.length), time.perf_counter()
+        self._settle_grammars()
         asked = [row for row in range(progress.rows) if progress.is_open(row) and not progress.is_padding(row)]
         with self._sampler.undisturbed() if self._drafters else nullcontext():
             drafts = [self._propose(row) for row in range(progress.rows)]
@@ -75,6 +76,14 @@ class Decoder:
         rest = time.perf_counter() - proposed - self._target.seconds
         return Pass(size, accepted, proposed - begin, self._target.seconds, rest)
 
+    def _settle_grammars(self) -> None:
+        """Tell the grammars of all rows what is written, so that they forget what is not."""
+        for grammar in self._sampler.grammars:
+            for row in range(self._progress.rows):
+                matcher = grammar.matcher(row)
+                if matcher is not None and self._progress.is_open(row) and not self._progress.is_padding(row):
+                    matcher.settle(self._progress.new_tokens(row, 0).astype(np.int32))
+
     def _propose(self, row: int) -> Draft:
         progress = self._progress
         last = progress.last(row)
@@ -86,8 +95,6 @@ class Decoder:
         if progress.is_padding(row):
             return Draft.chain([last] + [progress.padding] * min(self._nodes, depth))
         matcher, length = self._matchers[row], progress.length[row]
-        if matcher is not None:
-            matcher.settle(self._contexts.generated(row, length))
         draft = self._drafters[row].propose(self._contexts.view(row, length), self._nodes)
         draft = self._checked(draft, last, row).deduplicate()
         if matcher is not None and not self._obeys[row]:

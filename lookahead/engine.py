@@ -265,28 +265,30 @@ class Lookahead:
         require_ordinary(cache)
         mask = padding_mask(model_kwargs.get("attention_mask"), cache.get_seq_length())
         contexts = Contexts(input_ids.cpu().numpy(), ids_mask(mask, input_ids))
-        for processor in sampler.grammars:
-            processor.begin(progress.rows, input_ids.shape[1], logits.shape[-1])
-        with sampler.undisturbed():
-            rows = range(progress.rows if self.nodes else 0)
-            drafters = [self.drafter.start(contexts.view(row, 0)) for row in rows]
-        room = min(progress.remaining(0), 2 * BLOCK) + self.nodes + 1
-        positions = last_positions(model_kwargs, cache, input_ids)
-        target = Target(self.model, family, cache, mask, positions, room)
-        vocab = int(self.model.config.vocab_size)
-        decoder = Decoder(target, sampler, progress, contexts, drafters, nodes=self.nodes, vocab=vocab)
         try:
-            with self.model._optimize_model_for_decode():
-                decoder.run(logits)
-            self._memory.add([(contexts.view(row, 0), progress.generated(row)) for row in range(progress.rows)])
-            self._learn_values(sampler, progress)
+            for processor in sampler.grammars:
+                processor.begin(progress.rows, input_ids.shape[1], logits.shape[-1])
+            with sampler.undisturbed():
+                rows = range(progress.rows if self.nodes else 0)
+                drafters = [self.drafter.start(contexts.view(row, 0)) for row in rows]
+            room = min(progress.remaining(0), 2 * BLOCK) + self.nodes + 1
+            positions = last_positions(model_kwargs, cache, input_ids)
+            target = Target(self.model, family, cache, mask, positions, room)
+            vocab = int(self.model.config.vocab_size)
+            decoder = Decoder(target, sampler, progress, contexts, drafters, nodes=self.nodes, vocab=vocab)
+            try:
+                with self.model._optimize_model_for_decode():
+                    decoder.run(logits)
+                self._memory.add([(contexts.view(row, 0), progress.generated(row)) for row in range(progress.rows)])
+                self._learn_values(sampler, progress)
+            finally:
+                sampler.finish(progress.settled)
+                if give_back:
+                    target.give_back(cache, max(min(progress.settled - 1, target.cache.complete), 0))
+                self.last = Run(progress.settled, tuple(decoder.passes))
         finally:
-            sampler.finish(progress.settled)
             for processor in sampler.grammars:
                 processor.close()
-            if give_back:
-                target.give_back(cache, max(min(progress.settled - 1, target.cache.complete), 0))
-            self.last = Run(progress.settled, tuple(decoder.passes))
         return cache
 
     def _learn_values(self, sampler: Sampler, progress: Progress) -> None:
@@ -321,8 +323,9 @@ def generate(
         inputs: [B, L] token ids, as for `model.generate()`; or give `input_ids=`.
         generation_config: as for `model.generate()`.
         grammar: what the output must be, for all rows, or one for each row of the batch (None: that row is free). The
-            output is what `model.generate()` gives with `grammar.processor(tokenizer)` as the last of your logits
-            processors, and drafts follow it. Needs `tokenizer=`. With `custom_generate=la` pass that processor instead.
+            output is what `model.generate()` gives with `grammar.processor(tokenizer, eos_token_id=…)` as the last
+            of your logits processors, its end tokens those of the call, and drafts follow it. Needs `tokenizer=`. With
+            `custom_generate=la` pass that processor instead.
         drafter, sources, nodes, pool, remember: see `Lookahead`; a pool given as a directory is closed at the end.
 
     >>> lookahead.generate(model, **tokenizer("def add(", return_tensors="pt"), max_new_tokens=64)

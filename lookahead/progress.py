@@ -263,10 +263,6 @@ class Contexts:
             self._buffers[row] = np.pad(self._buffers[row], (0, end - len(self._buffers[row]) + max(CHUNK, end // 4)))
         self._buffers[row][start:end] = tokens
 
-    def generated(self, row: int, columns: int) -> IntArray:
-        """Return a view of the first `columns` generated tokens of `row`."""
-        return self._buffers[row][self._prompts[row] : self._prompts[row] + columns]
-
     def view(self, row: int, columns: int) -> IntArray:
         """Return a read-only view of the prompt and the first `columns` generated tokens of `row`."""
         view = self._buffers[row][: self._prompts[row] + columns]

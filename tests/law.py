@@ -280,7 +280,10 @@ def _extras(case: Case, result: Result, start: int, ours: bool) -> dict[str, Any
     if case.criteria:
         arguments["stopping_criteria"] = [CRITERIA[name](result.calls, start) for name in case.criteria]
     if case.stop_strings:
-        arguments |= {"stop_strings": list(case.stop_strings), "tokenizer": tokenizer()}
+        arguments |= {
+            "stop_strings": list(case.stop_strings),
+            "tokenizer": json_tokenizer() if case.grammar else tokenizer(),
+        }
     if case.streamer:
         arguments["streamer"] = Recording(result.streamed)
     if case.output != "ids":

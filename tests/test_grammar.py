@@ -141,6 +141,14 @@ def test_values_that_never_end_are_refused(inside: dict[str, Any]) -> None:
     assert Grammar.json_schema(leaf).accepts("[null]" if "items" in inside else '{"a": null}')
 
 
+@pytest.mark.parametrize("text", ["a\x01", "x\x7fy", "\ud800"])
+def test_strings_that_cannot_be_written_are_refused(text: str) -> None:
+    for schema in ({"const": text}, {"enum": [{"a": [text]}]}, {"properties": {text: {}}}):
+        with pytest.raises(GrammarError, match=r"cannot be written|surrogates"):
+            Grammar.json_schema(schema)
+    assert Grammar.json_schema({"const": "a\tb"}).accepts('"a\\tb"')
+
+
 def test_lenient_lists_what_it_left_out() -> None:
     schema = {
         "type": "object",

@@ -125,7 +125,7 @@ def text_of(case: Case, answer: list[int]) -> str | None:
     """Return what was generated before the first end token; None where there is none."""
     ends = case.eos or (1,)
     end = next((i for i, token in enumerate(answer) if token in ends), None)
-    return None if end is None else Vocabulary.of(json_tokenizer()).decode(answer[:end]).decode()
+    return None if end is None else Vocabulary.of(json_tokenizer()).decode(answer[:end]).decode(errors="replace")
 
 
 def checked(schema: Any, text: str) -> None:

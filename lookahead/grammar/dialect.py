@@ -31,6 +31,7 @@ _NOTHING: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("propertyNames", (True, {})),
 )
 _INDEX = re.compile("[0-9]{1,9}")
+_UNWRITABLE = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f\ud800-\udfff]")
 _MULTIPLE = 100_000  # beyond it the engine builds its automaton for seconds, or for ever
 _ROUNDS = 64
 
@@ -42,6 +43,7 @@ def adapted(schema: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         GrammarError: no value of it can end, or its numbers are too much for the engine.
     """
     formats: list[str] = []
+    _check_strings(schema)
     schema.pop("x-guidance", None)  # options of the engine's, which are not a schema's to set
     for part in subschemas(schema):
         for keyword, values in _NOTHING:
@@ -100,6 +102,23 @@ def resolve(reference: str, whole: Any) -> Any:
         else:
             return None
     return whole
+
+
+def _check_strings(schema: dict[str, Any]) -> None:
+    """Raise for what the engine would leave out of a string: without \\u it has no way to write it."""
+    for part in subschemas(schema):
+        named = [part.get(keyword) for keyword in ("const", "enum", "required")]
+        named += [list(part[k]) for k in ("properties", "dependentSchemas") if isinstance(part.get(k), dict)]
+        waiting = [value for value in named if value is not None]
+        while waiting:
+            value = waiting.pop()
+            if isinstance(value, dict):
+                waiting += [*value.keys(), *value.values()]
+            elif isinstance(value, list):
+                waiting += value
+            elif isinstance(value, str) and (found := _UNWRITABLE.search(value)):
+                character = f"U+{ord(found[0]):04X}"
+                raise GrammarError(f"json_schema: the string {value!r} cannot be written: {character} in it needs \\u")
 
 
 def _check_multiples(part: dict[str, Any]) -> None:

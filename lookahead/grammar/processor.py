@@ -89,6 +89,8 @@ class GrammarProcessor(LogitsProcessor):  # type: ignore[misc]
     def begin(self, rows: int, start: int, size: int) -> None:
         """Begin to generate: `rows` texts, which start at column `start`, by a model of `size` tokens."""
         self.close()
+        if all(end >= size for end in self._ends):
+            raise InvalidArgument(f"eos_token_id={list(self._ends)}: the model has {size} tokens, so no text could end")
         if rows % len(self._grammars):
             given = f"grammar has {len(self._grammars)} entries, but there are {rows} rows"
             raise InvalidArgument(f"{given}; give one for each, or one for all")
@@ -120,7 +122,7 @@ class GrammarProcessor(LogitsProcessor):  # type: ignore[misc]
         """Return the allowed token with the largest of `logits` [V] for `row` of `input_ids` [B, L]."""
         matcher = self._matchers[row]
         if matcher is None:
-            return int(logits.argmax())
+            return int(logits.float().argmax())
         return best_allowed(logits, matcher.mask(matcher.follow(self._texts(input_ids[row : row + 1])[0])))
 
     def _texts(self, input_ids: Tensor) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
@@ -134,5 +136,5 @@ def _ends(given: int | Sequence[int] | None, vocabulary: Vocabulary) -> tuple[in
         return (vocabulary.end,)
     ends = (given,) if isinstance(given, int) else tuple(int(token) for token in given)
     if not ends or min(ends) < 0:
-        raise InvalidArgument(f"eos_token_id={given!r}; give one or more token ids")
+        raise InvalidArgument(f"eos_token_id={given!r}: a grammar needs an end; give one or more token ids")
     return ends

@@ -54,8 +54,9 @@ def generate_json(
 ) -> Any:
     """Return a value of `schema` that the model writes after `prompt`.
 
-    The text is that of `model.generate(…, logits_processor=[grammar.processor(tokenizer)])`, token for token, where
-    `grammar` is `Grammar.json_schema(schema)`, of a Python type `Grammar.json_schema(schema_of(schema))`.
+    The text is that of `model.generate(…, logits_processor=[processor])`, token for token, where `processor` is
+    `grammar.processor(tokenizer, eos_token_id=…)` with the end tokens of the call, and `grammar` is
+    `Grammar.json_schema(schema)`, of a Python type `Grammar.json_schema(schema_of(schema))`.
 
     Args:
         model: a causal language model of a served family; or a `Lookahead`, which keeps what it learns and may have
