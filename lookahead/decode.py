@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lookahead.draft import Draft
 from lookahead.drafter import Drafter
-from lookahead.errors import InvalidDraft
+from lookahead.errors import GrammarError, InvalidDraft
 from lookahead.progress import Contexts, Progress
 from lookahead.sampling import Sampler
 from lookahead.target import Target
@@ -77,12 +77,16 @@ class Decoder:
         return Pass(size, accepted, proposed - begin, self._target.seconds, rest)
 
     def _settle_grammars(self) -> None:
-        """Tell the grammars of all rows what is written, so that they forget what is not."""
+        """Tell the grammars of all rows what is written, so that they forget what is not.
+
+        What fails here fails again when the row picks, if it gets there: plain `generate()` may end before.
+        """
         for grammar in self._sampler.grammars:
             for row in range(self._progress.rows):
                 matcher = grammar.matcher(row)
                 if matcher is not None and self._progress.is_open(row) and not self._progress.is_padding(row):
-                    matcher.settle(self._progress.new_tokens(row, 0).astype(np.int32))
+                    with suppress(GrammarError):
+                        matcher.settle(self._progress.new_tokens(row, 0).astype(np.int32))
 
     def _propose(self, row: int) -> Draft:
         progress = self._progress

@@ -149,6 +149,11 @@ def test_refused_before_anything_is_generated(name: str) -> None:
         grammar.processor(json_tokenizer())
 
 
+@pytest.mark.parametrize("name", ["chain of references", "chain of rules"])
+def test_deep_chains_accept_too(name: str) -> None:
+    assert not WORKS[name]().accepts("b")
+
+
 @pytest.mark.parametrize("options", [1500, 3000])
 def test_many_optional_keys_work_or_are_refused_while_they_are_followed(options: int) -> None:
     """The engine tells only then that they are too many."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from models import EOS, JSON_VOCAB, PAD, json_tokenizer, tiny
 from torch import Tensor
 from transformers import LogitsProcessor
 
+import lookahead
 from lookahead.errors import GrammarError, InvalidArgument
 from lookahead.grammar.grammar import Grammar
+from lookahead.grammar.matcher import Matcher
 from lookahead.grammar.processor import GrammarProcessor
 from lookahead.grammar.vocabulary import Vocabulary
 
@@ -291,3 +294,16 @@ def test_dead_end_in_the_middle_is_an_error_and_the_object_serves_again(model: A
     only_b = json_tokenizer().convert_tokens_to_ids("a")
     out = plain(model, prompts(1), processor, bad_words_ids=[[only_b]])
     assert text(answer(out[0])[0]) == "b"
+
+
+@pytest.mark.parametrize("drafter", [None, lookahead.Grower(sources=())])
+def test_an_engine_that_fails_between_two_picks_changes_nothing(model: Any, drafter: Any) -> None:
+    """What cannot be settled is found out by the pick, if the row gets there: here it never fails."""
+    ids, tokenizer = prompts(2), json_tokenizer()
+    expected = plain(model, ids, LIST.processor(tokenizer))
+    la = lookahead.Lookahead(model, tokenizer, drafter=drafter)
+    options = {"max_new_tokens": 40, "do_sample": False, "eos_token_id": EOS, "attention_mask": torch.ones_like(ids)}
+    with mock.patch.object(Matcher, "settle", side_effect=GrammarError("made to fail")) as settle:
+        out = la.generate(ids, grammar=LIST, **options)
+    assert settle.called
+    assert torch.equal(out, expected)

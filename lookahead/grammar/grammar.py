@@ -179,7 +179,8 @@ class Grammar:
         """
         from llguidance import LLTokenizer
 
-        engine = _engine()(LLTokenizer("byte"), self.source, log_level=0, limits=_limits())
+        source = self.source
+        engine = with_room(len(source), lambda: _engine()(LLTokenizer("byte"), source, log_level=0, limits=_limits()))
         data = text.encode(errors="surrogatepass")
         whole = all(not engine.is_stopped() and engine.consume_token(byte) for byte in data)
         return bool(whole and not engine.is_error() and engine.is_accepting())
