@@ -611,3 +611,58 @@ def test_states_below_the_root_are_asked_for_in_order() -> None:
     for node in range(len(draft)):
         if nodes["state"][node] in texts and (draft.parents == node).any():
             assert texts[int(nodes["state"][node])] == tuple(draft.tokens[draft.path(node)[1:]].tolist())
+
+
+# What keys tell, with no other source than the grammar.
+
+
+def drafted(schema: dict[str, Any], prompt: str, text: str, earlier: str = "") -> list[str]:
+    """Return all that is drafted behind `text`, from the root to every node, what is likeliest first."""
+    grower = Grower(sources=(), min_chance=0.0)
+    grower.values.add(earlier)
+    run = Run(grower, Grammar.json_schema(schema).matcher(demo()), demo().encode(prompt))
+    tokens = demo().encode(text)
+    for end in range(len(tokens) + 1):  # step by step: so the last key is known
+        run.text = tokens[:end]
+        draft = run.propose(40)
+        if end < len(tokens):
+            run.row.observe(verified(draft, [0], tokens[end : end + 1]))
+    order = np.argsort(-draft.path_weight()[1:], kind="stable") + 1
+    return [demo().decode(draft.tokens[draft.path(int(node))[1:]].tolist()).decode() for node in order]
+
+
+def verified(draft: Draft, path: list[int], committed: list[int]) -> Step:
+    none = np.zeros((len(draft), 0))
+    return Step(0, draft, np.array(path, np.int32), np.array(committed, np.int64), none, none)
+
+
+NAMES = {"type": "object", "properties": {k: {"type": "string"} for k in ("first_name", "town", "zone", "other")}}
+
+
+def test_values_are_drafted_from_where_their_key_stood() -> None:
+    for prompt in ("First name: Zyxa\n", 'x {"first_name": "Zyxa"}', "the first name is Zyxa."):
+        assert any(text.startswith("Zyxa") for text in drafted(NAMES, prompt, '{"first_name": "'))
+    assert not any(text.startswith("Zy") for text in drafted(NAMES, "Surname: Zyxa\n", '{"first_name": "'))
+    assert any(t.startswith("Qoph") for t in drafted(NAMES, "go", '{"town": "', '{"town": "Qoph"}'))
+    shown = {"type": "object", "properties": {"town": {"type": "string", "default": "Wubb"}}}
+    assert any(text.startswith("Wubb") for text in drafted(shown, "go", '{"town": "'))
+
+
+def test_keys_after_the_last_one_come_first() -> None:
+    names = [f"{a}{b}" for a in ("red", "sun", "low") for b in ("_hat", "_sea", "_day", "_car")]
+    schema = {"type": "object", "properties": {name: {"type": "string"} for name in names}}
+    for last, following in (("sun_hat", "sun_sea"), ("red_day", "red_car"), ("red_car", "sun_hat")):
+        assert next(text for text in drafted(schema, "go", f'{{"{last}": "x", "') if text in names) == following
+
+
+def test_a_value_may_take_up_the_words_of_its_key() -> None:
+    assert "zone" in drafted(NAMES, "go", '{"zone": "a-')
+    assert "zone" not in drafted(NAMES, "go", '{"other": "a-')
+
+
+def test_a_number_may_go_on_counting() -> None:
+    schema = {"type": "array", "items": {"type": "string"}}
+    grower = Grower(sources=("prompt",), min_chance=0.0)
+    run = Run(grower, Grammar.json_schema(schema).matcher(demo()), demo().encode("go"))
+    run.text = demo().encode('["tag1", "tag')
+    assert demo().encode("2")[0] in run.propose(40).tokens[1:].tolist()
