@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lookahead.grow import Grower
     from lookahead.loading import demo_path
     from lookahead.pool.pool import Pool
+    from lookahead.sources.jacobi import Jacobi
     from lookahead.structured.generate import (
         generate_choice,
         generate_grammar,
@@ -62,6 +63,7 @@ _HOME = {
     "InvalidDraft": "errors",
     "InvalidInput": "errors",
     "InvalidValue": "errors",
+    "Jacobi": "sources.jacobi",
     "JsonStream": "structured.stream",
     "Lookahead": "engine",
     "LookaheadError": "errors",
@@ -103,6 +105,7 @@ __all__ = [
     "InvalidDraft",
     "InvalidInput",
     "InvalidValue",
+    "Jacobi",
     "JsonStream",
     "Lookahead",
     "LookaheadError",

@@ -103,7 +103,7 @@ class Decoder:
         draft = self._checked(draft, last, row).deduplicate()
         if matcher is not None and not self._obeys[row]:
             draft = matcher.prune(draft)
-        return draft.cut(self._nodes, depth=depth)
+        return draft.cut(self._nodes + self._drafters[row].probes, depth=depth)
 
     def _forward(self, drafts: list[Draft], columns: list[int]) -> tuple[list[Draft], Any]:
         """Run the pass; return the drafts that ran and the best successors of their nodes.

@@ -14,7 +14,12 @@ class Drafter(ABC):
 
     Bring your own by writing `propose`. A drafter that keeps state per row overrides `start` and returns a fresh
     object for each row; what should outlive a request stays in the drafter that the user holds.
+
+    Attributes:
+        probes: probe nodes that a draft may have beyond its budget.
     """
+
+    probes: int = 0
 
     def start(self, context: IntArray) -> Drafter:
         """Return the drafter of one row whose context so far is `context` ([L] int32, padding left out)."""

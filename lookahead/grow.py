@@ -16,18 +16,21 @@ from lookahead.errors import InvalidArgument
 from lookahead.grammar.matcher import Matcher
 from lookahead.grammar.values import Chain, KeyValues, chains
 from lookahead.pool.pool import Pool, combined
+from lookahead.sources.ahead import look_ahead
 from lookahead.sources.evidence import GUESTS, add_guest
 from lookahead.sources.growth import ask_again, begin, empty_scratch, grow, learn_at, learn_from, step
 from lookahead.sources.guide import guide
+from lookahead.sources.jacobi import Jacobi, empty_ngrams, no_ngrams
 from lookahead.sources.mixer import Weights, fresh_weights, restore, save
 from lookahead.sources.pool import Reader, no_pool, pooled
 from lookahead.sources.prompt import REACH, Index, Prompt, no_index
 from lookahead.sources.recycle import Recycled, empty_tables, no_tables, remember
 from lookahead.sources.source import Source
 from lookahead.sources.tree import CURSOR, NODES, empty_tree, match_nodes
+from lookahead.sources.window import Window
 from lookahead.trace import Step
 
-SOURCES = ("unknown", "prompt", "recycle", "pool", "grammar")
+SOURCES = ("unknown", "prompt", "recycle", "pool", "grammar", "jacobi")
 """Names of the codes in `Draft.source`; the code of the i-th `Source` object is `len(SOURCES) + i`."""
 
 ENTER = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
@@ -45,7 +48,8 @@ class Grower(Drafter):
 
     Args:
         sources: whom to ask: "prompt" (n-grams of the row's own context), "pool" (n-grams of `pools`), "recycle" (the
-            model's own logits, remembered), and up to four `Source` objects.
+            model's own logits, remembered), "jacobi" or a `Jacobi` (n-grams of a window of guesses that runs beside
+            the draft), and up to four `Source` objects.
         pools: asked together; what they hold when a request starts is what it drafts from.
         vocab_size: tokens at or above it are never proposed; None: no limit known.
         min_chance: a node that is accepted less often than this is not worth running.
@@ -57,18 +61,20 @@ class Grower(Drafter):
     def __init__(
         self,
         *,
-        sources: Iterable[str | Source] = ("prompt", "pool", "recycle"),
+        sources: Iterable[str | Jacobi | Source] = ("prompt", "pool", "recycle"),
         pools: Iterable[Pool] = (),
         vocab_size: int | None = None,
         min_chance: float = 0.02,
     ) -> None:
-        self.sources = (sources,) if isinstance(sources, str) else tuple(sources)
+        self.sources = (sources,) if isinstance(sources, str | Jacobi) else tuple(sources)
         self.pools = tuple(pools)
         _check(self.sources, self.pools, vocab_size, min_chance)
         self.vocab_size = vocab_size
         self.min_chance = float(min_chance)
         self.weights: Weights = fresh_weights()
         self.values = KeyValues()
+        windows = [Jacobi() if source == "jacobi" else source for source in self.sources]
+        self.jacobi = next((one for one in windows if isinstance(one, Jacobi)), None)
         self.recycled: Recycled = empty_tables(vocab_size) if "recycle" in self.sources else no_tables()
         calibration = next((pool.calibration for pool in self.pools if pool.calibration), None)
         if calibration is not None:
@@ -116,7 +122,11 @@ class Row(Drafter):
         self._tree = empty_tree(0)
         self._matcher: Matcher | None = None
         self._values: list[Chain] = []
-        self._scratch = empty_scratch()
+        options = grower.jacobi
+        self._ngrams = no_ngrams() if options is None else empty_ngrams(options)
+        self._window = None if options is None else Window(options, self._ngrams)
+        self.probes = 0 if options is None else options.probes
+        self._scratch = empty_scratch(ngrams=self._ngrams)
         self._guide = self._scratch.evidence.guide
         self._failure: BaseException | None = None
 
@@ -137,6 +147,7 @@ class Row(Drafter):
         self._new = _NONE if self._prompt is None else self._prompt.fresh(context)
         self._read = self._reader.fresh(context, self._pooled)
         self._tail = np.array(context[-REACH:], np.int32)
+        self._ngrams.root[0] = len(context) - 1
         if self._matcher is not None:
             self._matcher.reserve(2 * budget + 16)
             self._look_at(self._matcher)
@@ -146,7 +157,8 @@ class Row(Drafter):
             grow(self._index, self._new, self._pooled, self._read, *self._knowledge, *self._limits)
         self._raise_failure()
         nodes = self._tree.nodes[: self._tree.used[NODES]]
-        return Draft(nodes["token"], nodes["parent"], nodes["weight"], nodes["source"])
+        draft = Draft(nodes["token"], nodes["parent"], nodes["weight"], nodes["source"])
+        return draft if self._window is None else self._with_window(draft, self._window)
 
     def observe(self, step: Step) -> None:
         draft, recycled = step.draft, self._grower.recycled
@@ -161,9 +173,17 @@ class Row(Drafter):
         if len(recycled.key) and len(step.top_tokens) == len(draft):
             before = int(self._tail[-2]) if len(self._tail) > 1 else -1
             remember(recycled, before, draft.tokens, draft.parents, step.top_tokens, step.top_logits)
+        if self._window is not None:
+            self._window.observe(step, step.top_tokens[:, 0])
         self._raise_failure()
         for guest in self._guests:
             guest.observe(step)
+
+    def _with_window(self, draft: Draft, window: Window) -> Draft:
+        ahead = np.zeros(window.reach, np.int32)
+        if window.wants_guesses:
+            look_ahead(self._tree, self._index, self._grower.recycled, self._tail, self._start, ahead)
+        return window.lay(draft, ahead)
 
     def _look_at(self, matcher: Matcher) -> None:
         """Let the kernels see the matcher's masks, which it may have moved."""
@@ -172,7 +192,7 @@ class Row(Drafter):
             self._guide = guide(
                 matcher.masks, matcher.vocabulary.spelling, matcher.keys, self._values, matcher.ends, address
             )
-            self._scratch = empty_scratch(self._guide)
+            self._scratch = empty_scratch(self._guide, self._ngrams)
 
     def _enter(self, state: int, token: int) -> int:
         """Return the matcher's state after one more token, for the kernels; no exception may leave it."""
@@ -233,10 +253,10 @@ class Row(Drafter):
 
 
 def _check(
-    sources: tuple[str | Source, ...], pools: tuple[Pool, ...], vocab_size: int | None, min_chance: float
+    sources: tuple[str | Jacobi | Source, ...], pools: tuple[Pool, ...], vocab_size: int | None, min_chance: float
 ) -> None:
     for source in sources:
-        if not isinstance(source, Source) and source not in SOURCES[1:]:
+        if not isinstance(source, Source | Jacobi) and source not in SOURCES[1:]:
             raise InvalidArgument(
                 f"sources has {source!r}, which is not known; choose from {', '.join(SOURCES[1:])}, or give an object "
                 "with the methods start, extend, successors and observe"

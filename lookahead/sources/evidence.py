@@ -47,7 +47,8 @@ GUESTS = 4
 NAMED, COVERED = (FIRST_GUEST + GUESTS + i for i in range(2))  # by the grammar
 ORDER, ECHO, COUNTED = (FIRST_GUEST + GUESTS + 2 + i for i in range(3))  # by the keys of JSON objects
 FROM_PROMPT, FROM_SCHEMA, FROM_OUTPUT = (FIRST_GUEST + GUESTS + 5 + i for i in range(3))  # values of such a key
-COLUMNS = -(-(FIRST_GUEST + GUESTS + 8) // 16) * 16  # whole vectors of the processor; the last ones stay 0
+BY_WINDOW, WINDOW_LENGTH, WINDOW_RANK, WINDOW_HERE = (FIRST_GUEST + GUESTS + 8 + i for i in range(4))  # by the n-grams
+COLUMNS = -(-(FIRST_GUEST + GUESTS + 12) // 16) * 16  # whole vectors of the processor; the last ones stay 0
 
 _CLIP = np.float32(4.0)
 _LOG = np.log(np.arange(1024, dtype=np.float32) + np.float32(0.4))
@@ -63,6 +64,7 @@ class Evidence(NamedTuple):
     absent: FloatArray  # [COLUMNS] the x of a token that nobody has named yet
     size: NDArray[np.int64]  # [1] rows in use
     own: IntArray  # [WIDTH] counts of the closers in one context
+    worth: FloatArray  # [WIDTH] what the n-grams of the window say of each
     guide: Guide  # what the grammar allows; what it does not gets no row
 
 
@@ -72,7 +74,7 @@ def empty_evidence(guide: Guide | None = None) -> Evidence:
     Fields of a row: the token; its chance by the exact contexts blended, by the recycled logits, by the pools blended;
     1 + the index of the longest exact context and of the longest suffix in the pools that knows it, the alignment's
     cell that named it, and 1 + the index of the Python source that did, 0 where none does; 1 where the grammar or a key
-    named it, 2 where it closes what was begun.
+    named it, 2 where it closes what was begun; how many tokens of an n-gram of the window matched before it.
     """
     rows = records(
         WIDTH,
@@ -85,6 +87,7 @@ def empty_evidence(guide: Guide | None = None) -> Evidence:
         cell="i4",
         guest="i4",
         named="i4",
+        window="i4",
     )
     return Evidence(
         rows=rows,
@@ -93,6 +96,7 @@ def empty_evidence(guide: Guide | None = None) -> Evidence:
         absent=np.zeros(COLUMNS, np.float32),
         size=np.zeros(1, np.int64),
         own=np.zeros(WIDTH, np.int32),
+        worth=np.zeros(WIDTH, np.float32),
         guide=no_guide() if guide is None else guide,
     )
 
@@ -128,7 +132,7 @@ def row_of(evidence, token):  # type: ignore[no-untyped-def]
     evidence.tokens[n] = token
     row.token, row.blend, row.recycled = token, 0.0, 0.0
     row.longest, row.pooled, row.pool_blend, row.cell, row.guest = 0, 0, 0.0, 0, 0
-    row.named = 0
+    row.named, row.window = 0, 0
     evidence.size[0] = n + 1
     return n
 

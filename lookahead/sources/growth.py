@@ -21,6 +21,7 @@ from lookahead.sources.evidence import (
 )
 from lookahead.sources.forced import is_forced, name_closers, name_few
 from lookahead.sources.guide import Guide, enter, limited
+from lookahead.sources.jacobi import Ngrams, ask_ngrams, no_ngrams
 from lookahead.sources.kernels import inner, kernel
 from lookahead.sources.keys import ask_keys, move
 from lookahead.sources.mixer import SETS, chance_of, choose_sets, learn
@@ -50,12 +51,19 @@ class Scratch(NamedTuple):
     states: NDArray[np.int64]  # [CONTEXTS] hashes
     slots: NDArray[np.int64]  # [CONTEXTS] where they stand in the index
     sets: NDArray[np.int64]  # [SETS] weights that a successor uses
+    ngrams: Ngrams  # what the window of this text wrote
 
 
-def empty_scratch(guide: Guide | None = None) -> Scratch:
+def empty_scratch(guide: Guide | None = None, ngrams: Ngrams | None = None) -> Scratch:
     """Return room to ask about one node after the other."""
-    states, slots = np.zeros(CONTEXTS, np.int64), np.zeros(CONTEXTS, np.int64)
-    return Scratch(empty_evidence(guide), np.zeros(REACH, np.int64), states, slots, np.zeros(SETS, np.int64))
+    return Scratch(
+        evidence=empty_evidence(guide),
+        suffix=np.zeros(REACH, np.int64),
+        states=np.zeros(CONTEXTS, np.int64),
+        slots=np.zeros(CONTEXTS, np.int64),
+        sets=np.zeros(SETS, np.int64),
+        ngrams=no_ngrams() if ngrams is None else ngrams,
+    )
 
 
 @kernel
@@ -128,6 +136,7 @@ def _ask(index, pooled, recycled, weights, tail, tree, scratch, node):  # type: 
     if pooled.runs.shape[0] > 0:
         ask_pool(pooled, tree, node, suffix, length, evidence)
     ask_recycled(recycled, suffix[1] if length > 1 else np.int64(-1), suffix[0], evidence)
+    ask_ngrams(scratch.ngrams, suffix, length, tree.nodes[node].depth, evidence)
     ask_keys(evidence, suffix, length, np.int64(tree.nodes[node].cursor), np.int64(tree.nodes[node].offset))
     name_few(evidence)
 
@@ -179,9 +188,11 @@ def _source(row):  # type: ignore[no-untyped-def]
         if row.pool_blend > row.blend:
             return 3
         if row.blend == 0.0 and row.guest > 0:
-            return 4 + row.guest
+            return 5 + row.guest
         if row.blend == 0.0 and row.named > 0:
             return 4
+        if row.blend == 0.0 and row.window > 0:
+            return 5
     return 1
 
 

@@ -22,6 +22,7 @@ from lookahead.sources.evidence import (
     BLEND,
     BY_PAIR,
     BY_TOKEN,
+    BY_WINDOW,
     COLUMNS,
     COPIED,
     COVERED,
@@ -104,6 +105,7 @@ def untrained_weights() -> Weights:
     w[0, [COPIED, REGAINED, BY_PAIR, *range(FIRST_GUEST, FIRST_GUEST + GUESTS)]] = 1.0
     w[0, POOL_BLEND] = 0.9
     w[0, BY_TOKEN] = 0.3
+    w[0, BY_WINDOW] = 0.9
     w[_FIFTH:_SIXTH, [NAMED, COVERED, ORDER, ECHO]] = 1.0, -2.0, 0.5, 0.5
     w[_FIFTH:_SIXTH, [FROM_PROMPT, FROM_SCHEMA, FROM_OUTPUT]] = 1.5, 1.0, 1.0
     trials = np.tile(np.array([1.0, 2.0], np.float32), (CELLS, 1))

@@ -92,6 +92,19 @@ def _ask(recycled, key, slot, column, evidence):  # type: ignore[no-untyped-def]
 
 
 @inner
+def favourite(recycled, before, token):  # type: ignore[no-untyped-def]
+    """Return what the model held likeliest after the pair, else after `token`; -1: it has seen neither."""
+    if recycled.key.shape[0] == 0:
+        return np.int64(-1)
+    key = _pair(before, token)
+    slot = _pair_slot(key)
+    if before >= 0 and recycled.key[slot] == key:
+        return np.int64(recycled.tokens[slot, 0])
+    slot = _single_slot(recycled, token)
+    return np.int64(recycled.tokens[slot, 0]) if recycled.key[slot] == _single(token) else np.int64(-1)
+
+
+@inner
 def _single(token):  # type: ignore[no-untyped-def]
     return np.int64(token) + 1
 

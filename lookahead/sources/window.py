@@ -1,0 +1,214 @@
+"""The window of Jacobi lookahead: guesses of coming tokens that the model refines pass after pass.
+
+A window has N - 1 levels. Level 0 is a chain of guesses behind the last token; under each token of that chain, the last
+one included, hangs a chain of one guess from each higher level. All of them are probe nodes of the draft. What the
+model picks at the end of a chain is the newest guess of that column: it completes an n-gram (the token of level 0, the
+chain, the pick), and becomes the last level while all levels move down (Fu et al. 2024, section 3.1; what is said there
+of a mask of its own is here the tree mask that every draft has).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lookahead.draft import Draft, IntArray
+from lookahead.sources.jacobi import Jacobi, Ngrams, keep_ngram
+from lookahead.sources.kernels import inner, kernel
+from lookahead.trace import Step
+
+UNKNOWN = -1
+"""A guess that is to be made anew."""
+
+FILLED, COLUMNS = 0, 1  # in `state`
+
+
+class Guesses(NamedTuple):
+    """The guesses of one window, and where they stood in its last draft."""
+
+    levels: IntArray  # [N - 1, C] guesses; column 0 of level 0 is the root of the draft
+    nodes: IntArray  # [N - 1, C] their nodes in the draft as it was laid
+    picks: IntArray  # [C] what the model picked at the end of each column
+    follow: IntArray  # [N - 1] room for an n-gram
+    state: NDArray[np.int64]  # [2] levels filled beyond the first, and columns in use
+
+
+class Window:
+    """The window of one batch row.
+
+    Args:
+        options: its size and how it moves.
+        ngrams: takes what it writes.
+    """
+
+    def __init__(self, options: Jacobi, ngrams: Ngrams) -> None:
+        columns = options.window + options.ngram - 2
+        levels = np.full((options.ngram - 1, columns), UNKNOWN, np.int32)
+        self.options, self.ngrams = options, ngrams
+        self.guesses = Guesses(
+            levels=levels,
+            nodes=np.zeros_like(levels),
+            picks=np.zeros(columns, np.int32),
+            follow=np.zeros(len(levels), np.int32),
+            state=np.array([0, columns], np.int64),
+        )
+        self._laid: Draft | None = None
+
+    @property
+    def reach(self) -> int:
+        """Positions behind the root that it guesses at."""
+        return self.options.window + self.options.ngram - 3
+
+    @property
+    def wants_guesses(self) -> bool:
+        """Whether some guesses are to be made anew."""
+        return bool(wants_guesses(self.guesses))
+
+    def lay(self, draft: Draft, ahead: IntArray) -> Draft:
+        """Return `draft` with the window below it. A guess that stands there already needs no node of its own.
+
+        Args:
+            ahead: [reach] a likely token of each position behind the root, for guesses that are to be made anew; read
+                where `wants_guesses`.
+        """
+        size = len(draft) + self.options.probes
+        tokens, parents, probe = (np.zeros(size, kind) for kind in (np.int32, np.int32, np.bool_))
+        used = lay(self.guesses, ahead, draft.tokens, draft.parents, draft.probe, tokens, parents, probe)
+        weight, source = np.zeros(used, np.float32), np.full(used, WINDOW, np.uint8)
+        weight[: len(draft)], source[: len(draft)] = draft.weight, draft.source
+        self._laid = Draft(tokens[:used], parents[:used], weight, source, probe[:used])
+        return self._laid
+
+    def observe(self, step: Step, picks: IntArray) -> None:
+        """Take in what the model picked at every node ([N] int32) of a verified step, and move on.
+
+        Nodes that were cut, as it happens near the end of a text, leave guesses to be made anew.
+        """
+        laid, draft = self._laid, step.draft
+        if laid is None:
+            return
+        place = np.arange(len(laid), dtype=np.int32)
+        if len(draft) != len(laid):
+            find_nodes(laid.tokens, laid.parents, laid.probe, draft.tokens, draft.parents, draft.probe, place)
+        moved = len(step.tokens) if self.options.shift == "accepted" else 1
+        collect(self.guesses, self.ngrams, place, picks, int(draft.tokens[0]), moved)
+        self._laid = None
+
+
+WINDOW = 5
+"""The window's code in `Draft.source`."""
+
+
+@kernel
+def wants_guesses(guesses):  # type: ignore[no-untyped-def]
+    for level in range(guesses.state[FILLED] + 1):
+        for column in range(1 if level == 0 else 0, guesses.state[COLUMNS]):
+            if guesses.levels[level, column] < 0:
+                return True
+    return False
+
+
+@kernel
+def lay(guesses, ahead, old_tokens, old_parents, old_probe, tokens, parents, probe):  # type: ignore[no-untyped-def]
+    """Copy the draft, add the guesses that are not in it, and return how many nodes there are."""
+    used = old_tokens.shape[0]
+    for i in range(used):
+        tokens[i], parents[i], probe[i] = old_tokens[i], old_parents[i], old_probe[i]
+    levels, nodes = guesses.levels, guesses.nodes
+    nodes[0, 0] = 0
+    for level in range(guesses.state[FILLED] + 1):
+        for column in range(guesses.state[COLUMNS]):
+            if level == 0 and column == 0:
+                continue
+            if levels[level, column] < 0:
+                levels[level, column] = ahead[level + column - 1]
+            above = nodes[0, column - 1] if level == 0 else nodes[level - 1, column]
+            node = _child(tokens, parents, used, above, levels[level, column])
+            if node < 0:
+                node = used
+                tokens[node], parents[node], probe[node] = levels[level, column], above, True
+                used += 1
+            nodes[level, column] = node
+    return used
+
+
+@inner
+def _child(tokens, parents, used, above, token):  # type: ignore[no-untyped-def]
+    for node in range(above + 1, used):
+        if parents[node] == above and tokens[node] == token:
+            return node
+    return -1
+
+
+@kernel
+def find_nodes(laid_tokens, laid_parents, laid_probe, tokens, parents, probe, place):  # type: ignore[no-untyped-def]
+    """Fill `place` with the node of a cut draft that each laid one is, -1 where it is gone."""
+    place[0] = 0
+    for i in range(1, laid_tokens.shape[0]):
+        place[i] = -1
+        above = place[laid_parents[i]]
+        if above < 0:
+            continue
+        for j in range(above + 1, tokens.shape[0]):
+            if parents[j] == above and tokens[j] == laid_tokens[i] and probe[j] == laid_probe[i]:
+                place[i] = j
+                break
+
+
+@kernel
+def collect(guesses, ngrams, place, picks, root, moved):  # type: ignore[no-untyped-def]
+    """Take the picks at the end of every column, keep the n-grams that they complete, and move the window.
+
+    Args:
+        place: the verified node of each laid one, -1: none.
+        root: the token of node 0.
+        moved: columns to move by, once all levels are filled.
+    """
+    levels, state = guesses.levels, guesses.state
+    filled, columns = state[FILLED], state[COLUMNS]
+    for column in range(columns):
+        at = place[guesses.nodes[filled, column]]
+        guesses.picks[column] = picks[at] if at >= 0 else UNKNOWN
+    if filled < levels.shape[0] - 1:
+        _fill(guesses)
+        return
+    for column in range(columns):
+        known, follow = guesses.picks[column] >= 0, guesses.follow
+        for level in range(1, levels.shape[0]):
+            known = known and levels[level, column] >= 0
+            follow[level - 1] = levels[level, column]
+        if known and (column == 0 or levels[0, column] >= 0):
+            follow[levels.shape[0] - 1] = guesses.picks[column]
+            keep_ngram(ngrams, np.int64(root if column == 0 else levels[0, column]), follow, ngrams.root[0] + column)
+    _move(guesses, moved)
+
+
+@inner
+def _fill(guesses):  # type: ignore[no-untyped-def]
+    """Make the picks a level of their own; all levels move by one column, and the last one is lost."""
+    levels, state = guesses.levels, guesses.state
+    filled, columns = state[FILLED], state[COLUMNS] - 1
+    for level in range(filled + 1):
+        for column in range(1 if level == 0 else 0, columns):
+            levels[level, column] = levels[level, column + 1]
+    for column in range(columns):
+        levels[filled + 1, column] = guesses.picks[column + 1]
+    state[FILLED], state[COLUMNS] = filled + 1, columns
+
+
+@inner
+def _move(guesses, moved):  # type: ignore[no-untyped-def]
+    """Move all levels down, and by `moved` columns: every guess keeps its position in the text, if that moves too."""
+    levels, columns = guesses.levels, guesses.state[COLUMNS]
+    last = levels.shape[0] - 1
+    for level in range(last + 1):
+        for column in range(1 if level == 0 else 0, columns):
+            at = column + moved - 1
+            if at >= columns:
+                levels[level, column] = UNKNOWN
+            elif level < last:
+                levels[level, column] = levels[level + 1, at]
+            else:
+                levels[level, column] = guesses.picks[at]
