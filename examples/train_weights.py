@@ -213,9 +213,13 @@ class Asker:
     prompts: list[list[int]]
     model: Any
     tokenizer: Any
+    window: bool
+    temperature: float
 
     def learn(self, weights: Weights) -> None:
-        grower = lookahead.Grower(vocab_size=self.model.config.vocab_size, min_chance=0.0)
+        window = [lookahead.Jacobi(window=7, verify=7, switch="on")] if self.window else []
+        sources = ("prompt", "pool", "recycle", *window)
+        grower = lookahead.Grower(sources=sources, vocab_size=self.model.config.vocab_size, min_chance=0.0)
         grower.weights = weights
         la = lookahead.Lookahead(self.model, self.tokenizer, drafter=grower, nodes=NODES)
         for i, prompt in enumerate(self.prompts):
@@ -223,7 +227,9 @@ class Asker:
             schema = re.search(r"<schema>\n(.*)\n</schema>", self.tokenizer.decode(prompt))
             if schema and i % 2 == 0:
                 grammar = lookahead.Grammar.json_schema(schema[1])
-            options = {"max_new_tokens": ANSWER, "do_sample": False, "grammar": grammar}
+            options = {"max_new_tokens": ANSWER, "do_sample": self.temperature > 0, "grammar": grammar}
+            if self.temperature > 0:
+                options |= {"temperature": self.temperature, "top_k": 0}
             la.generate(ids, attention_mask=torch.ones_like(ids), **options)
 
 
@@ -253,21 +259,24 @@ def _request(text: Text, tokenizer: Tokenizer) -> Request:
 
 
 def askers(tasks: Tasks, model: Any, tokenizer: Any, each: int, rng: random.Random) -> Iterator[Asker]:
-    """Yield users who ask the demo model what it was trained to do, `each` times every kind."""
+    """Yield users who ask the demo model what it was trained to do, `each` times every kind; half of them sample."""
     encoded = [tasks.sample(rng, kind) for kind in ("edit", "json", "continue") for _ in range(each)]
     prompts = [one.ids[: one.start] for one in encoded]
-    yield from (Asker(taken, model, tokenizer) for taken in divided(prompts, SHORT, rng))
+    for taken in divided(prompts, SHORT, rng):
+        yield Asker(taken, model, tokenizer, rng.random() < 0.5, rng.choice((0.0, 0.0, 0.0, 0.4, 0.7, 1.0)))
 
 
 def write(weights: Weights, path: Path) -> None:
     """Write what is kept of `weights`."""
     energy = np.minimum(weights.energy[:SHIPPED], MOST_ENERGY)
     trials = weights.trials * np.minimum(1.0, MOST_TRIALS / weights.trials[:, 1:])
-    np.savez(path, layout=LAYOUT, w=weights.w[:SHIPPED], energy=energy, trials=trials)
+    race = {"race": weights.race, "race_energy": np.minimum(weights.race_energy, MOST_ENERGY)}
+    np.savez(path, layout=LAYOUT, w=weights.w[:SHIPPED], energy=energy, trials=trials, **race)
 
 
 def main(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)  # sums in the same order everywhere
+    torch.manual_seed(options.seed)
     rng, weights, demo = random.Random(options.seed), untrained_weights(), Path(lookahead.demo_path())
     files = read_files(options.source, rng)
     texts = make_texts(files, options.each, rng)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lookahead.draft import Draft
+from lookahead.draft import Draft, IntArray
 from lookahead.drafter import Drafter
 from lookahead.errors import GrammarError, InvalidDraft
 from lookahead.progress import Contexts, Progress
@@ -47,6 +47,8 @@ class Decoder:
         grammar = next(iter(sampler.grammars), None)
         self._matchers = [None if grammar is None else grammar.matcher(row) for row in range(progress.rows)]
         self._obeys = [m is None or d.obey(m) for d, m in zip(drafters, self._matchers, strict=False)]
+        foresight = sampler.foresight
+        self._foresees = [foresight is not None and d.foresee(foresight.row(row)) for row, d in enumerate(drafters)]
         self.passes: list[Pass] = []
 
     def run(self, prefill: Tensor) -> None:
@@ -63,14 +65,16 @@ class Decoder:
         progress, starts, begin = self._progress, list(self._progress.length), time.perf_counter()
         self._settle_grammars()
         asked = [row for row in range(progress.rows) if progress.is_open(row) and not progress.is_padding(row)]
+        self._look_ahead(asked)
         with self._sampler.undisturbed() if self._drafters else nullcontext():
             drafts = [self._propose(row) for row in range(progress.rows)]
         proposed = time.perf_counter()
         drafts, best = self._forward(drafts, [start - 1 for start in starts])
+        picks = self._foreseen_picks(asked, drafts, starts)
         paths = walk(drafts, self._sampler, progress)
         self._keep(paths, starts)
         if best is not None:
-            self._observe(asked, drafts, paths, starts, best)
+            self._observe(asked, drafts, paths, starts, best, picks, time.perf_counter() - begin)
         accepted = tuple(max(progress.length[row] - starts[row], 0) for row in range(progress.rows))
         size = max(len(draft) for draft in drafts)
         rest = time.perf_counter() - proposed - self._target.seconds
@@ -87,6 +91,13 @@ class Decoder:
                 if matcher is not None and self._progress.is_open(row) and not self._progress.is_padding(row):
                     with suppress(GrammarError):
                         matcher.settle(self._progress.new_tokens(row, 0).astype(np.int32))
+
+    def _look_ahead(self, rows: list[int]) -> None:
+        """Draw the noise that drafters look at; not among what they draw themselves, which is put back."""
+        foresight = self._sampler.foresight
+        for row in rows:
+            if foresight is not None and self._drafters and self._foresees[row]:
+                foresight.look(row, self._progress.length[row], self._progress.remaining(row))
 
     def _propose(self, row: int) -> Draft:
         progress = self._progress
@@ -122,6 +133,14 @@ class Decoder:
             best = self._sampler.load(self._target.forward(drafts, columns), top)
         return drafts, best
 
+    def _foreseen_picks(self, asked: list[int], drafts: list[Draft], starts: list[int]) -> dict[int, IntArray]:
+        """Return what the nodes of rows with probes would pick; the noise of what is settled by the walk is gone."""
+        return {
+            row: self._sampler.foreseen(row, starts[row], drafts[row].depth)
+            for row in asked
+            if self._drafters and self._foresees[row] and self._drafters[row].probes > 0
+        }
+
     def _complete_masks(self, drafts: list[Draft]) -> None:
         """Compute the masks that the walk may ask for while the device is at work; elsewhere it computes as it goes."""
         for row, matcher in enumerate(self._matchers):
@@ -150,7 +169,14 @@ class Decoder:
                 self._target.drop(row, -count)
 
     def _observe(
-        self, asked: list[int], drafts: list[Draft], paths: list[list[int]], starts: list[int], best: Any
+        self,
+        asked: list[int],
+        drafts: list[Draft],
+        paths: list[list[int]],
+        starts: list[int],
+        best: Any,
+        picks: dict[int, IntArray],
+        seconds: float,
     ) -> None:
         size = max(len(draft) for draft in drafts)
         for row in asked:
@@ -160,6 +186,7 @@ class Decoder:
             self._contexts.extend(row, starts[row], tokens)
             nodes = slice(row * size, row * size + len(drafts[row]))
             kept = np.array(paths[row][: len(tokens)], np.int32)
-            step = Step(row, drafts[row], kept, tokens, best[0][nodes], best[1][nodes])
+            tops = best[0][nodes], best[1][nodes]
+            step = Step(row, drafts[row], kept, tokens, *tops, picks.get(row), size, seconds)
             with self._sampler.undisturbed():
                 self._drafters[row].observe(step)

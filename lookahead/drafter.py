@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from lookahead.draft import Draft, IntArray
+from lookahead.foresight import Noise
 from lookahead.grammar.matcher import Matcher
 from lookahead.trace import Step
 
@@ -32,6 +33,17 @@ class Drafter(ABC):
 
         Returns:
             Whether all that is proposed will be allowed; otherwise the caller prunes it.
+        """
+        return False
+
+    def foresee(self, noise: Noise) -> bool:
+        """Take notice of the noise that this row's tokens will be drawn with.
+
+        Called once, on what `start` returned, where tokens are sampled and the noise is known ahead. What `noise` shows
+        moves on with the text.
+
+        Returns:
+            Whether it looks at it; otherwise nothing is drawn ahead.
         """
         return False
 

@@ -18,6 +18,7 @@ from lookahead.decode import Decoder
 from lookahead.drafter import Drafter
 from lookahead.errors import InvalidArgument
 from lookahead.families import require_supported
+from lookahead.foresight import Usual
 from lookahead.grammar.grammar import Grammar
 from lookahead.grammar.processor import GrammarProcessor
 from lookahead.grow import Grower
@@ -104,6 +105,7 @@ class Lookahead:
         if isinstance(self.drafter, Grower) and self._memory.remember is not None:
             self.drafter.keep_learnt()
         self.last: Run | None = None
+        self._usual = Usual()
 
     @property
     def pools(self) -> tuple[Pool, ...]:
@@ -210,7 +212,8 @@ class Lookahead:
         refuse_sharding(model)
         require_ordinary(cache)
         returned = bool(config.return_dict_in_generate)
-        stops = Stops(stopping_criteria)
+        stops, vocab = Stops(stopping_criteria), int(model.config.vocab_size)
+        self._usual.begin(input_ids, vocab)
         records = Records(
             input_ids.shape[0], scores=returned and config.output_scores, logits=returned and config.output_logits
         )
@@ -221,6 +224,8 @@ class Lookahead:
             device=input_ids.device,
             recorder=records if records.wanted else None,
             ordered=stops.ordered,
+            usual=self._usual if self.nodes else None,
+            vocab=vocab,
         )
         seen = returned or bool(getattr(cache, "_is_user_defined", False))
         progress = Progress(
@@ -230,7 +235,7 @@ class Lookahead:
             complete=seen or sampler.lockstep,
             records=records,
             streamer=streamer,
-            column_size=input_ids.shape[0] * self.model.config.vocab_size if sampler.keeps_columns else 0,
+            column_size=input_ids.shape[0] * vocab if sampler.keeps_columns else 0,
         )
         cache = self._run(input_ids, config, model_kwargs, progress, sampler, give_back=seen)
         sequences = progress.ids(progress.settled)

@@ -13,6 +13,7 @@ import numpy as np
 from lookahead.draft import Draft, FloatArray, IntArray
 from lookahead.drafter import Drafter
 from lookahead.errors import InvalidArgument
+from lookahead.foresight import Noise, no_noise
 from lookahead.grammar.matcher import Matcher
 from lookahead.grammar.values import Chain, KeyValues, chains
 from lookahead.pool.pool import Pool, combined
@@ -26,8 +27,9 @@ from lookahead.sources.pool import Reader, no_pool, pooled
 from lookahead.sources.prompt import REACH, Index, Prompt, no_index
 from lookahead.sources.recycle import Recycled, empty_tables, no_tables, remember
 from lookahead.sources.source import Source
+from lookahead.sources.switch import Switch
 from lookahead.sources.tree import CURSOR, NODES, empty_tree, match_nodes
-from lookahead.sources.window import Window
+from lookahead.sources.window import Window, obey, see
 from lookahead.trace import Step
 
 SOURCES = ("unknown", "prompt", "recycle", "pool", "grammar", "jacobi")
@@ -75,10 +77,17 @@ class Grower(Drafter):
         self.values = KeyValues()
         windows = [Jacobi() if source == "jacobi" else source for source in self.sources]
         self.jacobi = next((one for one in windows if isinstance(one, Jacobi)), None)
+        auto = self.jacobi is not None and self.jacobi.switch == "auto"
+        self.switch = Switch(self.jacobi.probes) if self.jacobi is not None and auto else None
         self.recycled: Recycled = empty_tables(vocab_size) if "recycle" in self.sources else no_tables()
         calibration = next((pool.calibration for pool in self.pools if pool.calibration), None)
         if calibration is not None:
             restore(self.weights, calibration)
+
+    @property
+    def window_runs(self) -> bool:
+        """Whether the window of Jacobi lookahead runs in the next pass."""
+        return self.jacobi is not None and (self.switch is None or self.switch.on)
 
     def beside(self, pools: Iterable[Pool]) -> Grower:
         """Return a grower that asks `pools` too, before its own, and shares with this one all that is learnt."""
@@ -126,6 +135,8 @@ class Row(Drafter):
         self._ngrams = no_ngrams() if options is None else empty_ngrams(options)
         self._window = None if options is None else Window(options, self._ngrams)
         self.probes = 0 if options is None else options.probes
+        self._seen = np.zeros(0, np.uint32)  # tokens that the grammar has allowed so far
+        self._noise = no_noise()
         self._scratch = empty_scratch(ngrams=self._ngrams)
         self._guide = self._scratch.evidence.guide
         self._failure: BaseException | None = None
@@ -135,6 +146,11 @@ class Row(Drafter):
         self._values = chains(matcher.keys, matcher.vocabulary, self._start, self._grower.values)
         self._entered = ENTER(self._enter)  # held here: the kernels know its address only
         return True
+
+    def foresee(self, noise: Noise) -> bool:
+        self._noise = noise
+        self._scratch = empty_scratch(self._guide, self._ngrams, noise)
+        return len(noise.blocks) > 0
 
     def propose(self, context: IntArray, budget: int) -> Draft:
         if len(context) == 0:
@@ -174,16 +190,31 @@ class Row(Drafter):
             before = int(self._tail[-2]) if len(self._tail) > 1 else -1
             remember(recycled, before, draft.tokens, draft.parents, step.top_tokens, step.top_logits)
         if self._window is not None:
-            self._window.observe(step, step.top_tokens[:, 0])
+            self._observe_window(step, self._window)
         self._raise_failure()
         for guest in self._guests:
             guest.observe(step)
 
     def _with_window(self, draft: Draft, window: Window) -> Draft:
+        if not self._grower.window_runs:
+            window.restart()
+            return draft
         ahead = np.zeros(window.reach, np.int32)
         if window.wants_guesses:
             look_ahead(self._tree, self._index, self._grower.recycled, self._tail, self._start, ahead)
-        return window.lay(draft, ahead)
+        return window.lay(draft, ahead, self._tree, self._guide.masks)
+
+    def _observe_window(self, step: Step, window: Window) -> None:
+        picks = np.array(step.top_tokens[:, 0] if step.picks is None else step.picks, np.int32)
+        masks = self._guide.masks
+        if masks.shape[0] > 0:
+            if len(self._seen) != masks.shape[1]:
+                self._seen = np.zeros(masks.shape[1], np.uint32)
+            see(self._tree, masks, self._seen)
+            obey(picks, step.top_tokens, self._seen)
+        window.observe(step, picks)
+        if self._grower.switch is not None:
+            self._grower.switch.observe(step.rows, step.seconds, len(step.tokens))
 
     def _look_at(self, matcher: Matcher) -> None:
         """Let the kernels see the matcher's masks, which it may have moved."""
@@ -192,7 +223,7 @@ class Row(Drafter):
             self._guide = guide(
                 matcher.masks, matcher.vocabulary.spelling, matcher.keys, self._values, matcher.ends, address
             )
-            self._scratch = empty_scratch(self._guide, self._ngrams)
+            self._scratch = empty_scratch(self._guide, self._ngrams, self._noise)
 
     def _enter(self, state: int, token: int) -> int:
         """Return the matcher's state after one more token, for the kernels; no exception may leave it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ from torch import Tensor
 from transformers.generation import logits_process as hf
 
 from lookahead.draft import FloatArray, IntArray
+from lookahead.foresight import Foresight, Usual
 from lookahead.grammar.processor import GrammarProcessor
 from lookahead.topk import best_tokens
 
@@ -85,11 +87,14 @@ class Sampler:
         device: where plain `generate()` processes scores, the device of `input_ids`.
         recorder: receives scores and logits, where the caller returns them.
         ordered: something else (a stopping criterion of the user's) may draw random numbers between two columns.
+        usual: given where drafters may look at the noise ahead; it learns from what is drawn from.
+        vocab: the width of the scores, which `usual` needs.
 
     Attributes:
         lockstep: whether all rows have to be picked together, column by column: a processor that may look at other
             rows or keep state is called once a column, in order, as plain `generate()` calls it.
         grammars: those of the processors that drafters may ask.
+        foresight: the noise of coming columns for drafters, where it is known.
     """
 
     def __init__(
@@ -101,6 +106,8 @@ class Sampler:
         device: torch.device,
         recorder: Recorder | None = None,
         ordered: bool = False,
+        usual: Usual | None = None,
+        vocab: int = 0,
     ) -> None:
         self._processors, self._sample, self._rows, self._device = processors, do_sample, rows, device
         self._recorder = recorder
@@ -112,8 +119,13 @@ class Sampler:
         self._direct = greedy and not processors
         self._masked = greedy and kinds == {GrammarProcessor} and len(self.grammars) == 1
         local = kinds <= ROW_LOCAL
-        ledger = do_sample and rows > 1 and local and not ordered and draws_match(device)
+        wanted = do_sample and (rows > 1 or usual is not None)
+        ledger = wanted and local and not ordered and draws_match(device)
         self._ledger = NoiseLedger(rows, device) if ledger else None
+        self.foresight: Foresight | None = None
+        if self._ledger is not None and usual is not None:
+            heats = [p.temperature for p in processors if type(p) is hf.TemperatureLogitsWarper]
+            self.foresight = Foresight(self._ledger, rows, vocab, math.prod(heats), usual)
         self.lockstep = rows > 1 and (not local or (do_sample and not ledger))
         self._logits: Tensor
         self._scores: Tensor | None = None
@@ -133,6 +145,15 @@ class Sampler:
             first = best[0][:, 0] if best else flat.float().argmax(-1).cpu().numpy()
             self._picks = first.reshape(logits.shape[:2]).tolist()
         return best
+
+    def foreseen(self, row: int, column: int, depth: IntArray) -> IntArray:
+        """Return [N] int32: what the noise ahead would pick at the first nodes of `row` loaded last, of that depth.
+
+        Args:
+            column: that of the token behind node 0.
+        """
+        assert self.foresight is not None
+        return self.foresight.picks(row, column, self._logits[row, : len(depth)], depth)
 
     def pick(self, column: int, nodes: Mapping[int, int], ids: Tensor | None) -> dict[int, int]:
         """Return the token that plain `generate()` picks at `column` for each row of `nodes` (row → node of its draft).
@@ -199,6 +220,8 @@ class Sampler:
         judged = probs if len(picking) == len(rows) else probs[[rows.index(row) for row in picking]]
         if not bool(torch.isfinite(judged.sum())):
             raise RuntimeError("probability tensor contains either `inf`, `nan` or element < 0")
+        if self.foresight is not None:
+            self.foresight.usual.learn(judged)
         noise = self._ledger.noise(column, probs.shape[-1])
         return (probs / (noise if len(rows) == self._rows else noise[rows])).argmax(-1)
 

@@ -22,6 +22,10 @@ class Step:
         tokens: [T] int64, the tokens that were committed, in order; the last one is the model's own pick.
         top_tokens: [N, k] int32, the k likeliest successors of every node by the model's raw logits, best first.
         top_logits: [N, k] float32, their raw logits.
+        picks: [N] int32, the token that the noise of its position would draw at every node, given to drafters with
+            probes where it is known; else None.
+        rows: nodes that each row of the batch ran in this pass.
+        seconds: what the pass took, from the drafts to the picks.
     """
 
     row: int
@@ -30,6 +34,9 @@ class Step:
     tokens: NDArray[np.int64]
     top_tokens: IntArray
     top_logits: FloatArray
+    picks: IntArray | None = None
+    rows: int = 0
+    seconds: float = 0.0
 
     @property
     def accepted(self) -> int:

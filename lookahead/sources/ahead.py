@@ -7,7 +7,7 @@ import numpy as np
 from lookahead.sources.kernels import inner, kernel
 from lookahead.sources.prompt import TOKENS, mix, slot_of
 from lookahead.sources.recycle import favourite
-from lookahead.sources.tree import NODES
+from lookahead.sources.tree import best_child
 
 
 @kernel
@@ -21,19 +21,10 @@ def look_ahead(tree, index, recycled, tail, seeds, ahead):  # type: ignore[no-un
     before = np.int64(tail[-2]) if tail.shape[0] > 1 else np.int64(-1)
     last, node = np.int64(tail[-1]), np.int64(0)
     for i in range(ahead.shape[0]):
-        node = _best_child(tree, node) if node >= 0 else node
+        node = best_child(tree, node) if node >= 0 else node
         token = np.int64(tree.nodes[node].token) if node >= 0 else _successor(index, recycled, before, last, seeds, i)
         ahead[i] = token
         before, last = last, token
-
-
-@inner
-def _best_child(tree, node):  # type: ignore[no-untyped-def]
-    best = np.int64(-1)
-    for i in range(node + 1, tree.used[NODES]):
-        if tree.nodes[i].parent == node and (best < 0 or tree.nodes[i].chance > tree.nodes[best].chance):
-            best = np.int64(i)
-    return best
 
 
 @inner

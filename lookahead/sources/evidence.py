@@ -50,6 +50,9 @@ FROM_PROMPT, FROM_SCHEMA, FROM_OUTPUT = (FIRST_GUEST + GUESTS + 5 + i for i in r
 BY_WINDOW, WINDOW_LENGTH, WINDOW_RANK, WINDOW_HERE = (FIRST_GUEST + GUESTS + 8 + i for i in range(4))  # by the n-grams
 COLUMNS = -(-(FIRST_GUEST + GUESTS + 12) // 16) * 16  # whole vectors of the processor; the last ones stay 0
 
+RACE = 5
+"""Columns of what the noise of a draw says, see `lookahead.sources.race`."""
+
 _CLIP = np.float32(4.0)
 _LOG = np.log(np.arange(1024, dtype=np.float32) + np.float32(0.4))
 _SUREST = np.float32(np.log(999.0))
@@ -65,6 +68,7 @@ class Evidence(NamedTuple):
     size: NDArray[np.int64]  # [1] rows in use
     own: IntArray  # [WIDTH] counts of the closers in one context
     worth: FloatArray  # [WIDTH] what the n-grams of the window say of each
+    race: FloatArray  # [WIDTH, RACE] what the noise says of each
     guide: Guide  # what the grammar allows; what it does not gets no row
 
 
@@ -75,6 +79,7 @@ def empty_evidence(guide: Guide | None = None) -> Evidence:
     1 + the index of the longest exact context and of the longest suffix in the pools that knows it, the alignment's
     cell that named it, and 1 + the index of the Python source that did, 0 where none does; 1 where the grammar or a key
     named it, 2 where it closes what was begun; how many tokens of an n-gram of the window matched before it.
+    `given` is the chance by all of that, `weight` that where the noise is known; the rest belongs to the race.
     """
     rows = records(
         WIDTH,
@@ -88,6 +93,12 @@ def empty_evidence(guide: Guide | None = None) -> Evidence:
         guest="i4",
         named="i4",
         window="i4",
+        weight="f4",
+        given="f4",
+        usual="f4",
+        score="f4",
+        place="i4",
+        level="i4",
     )
     return Evidence(
         rows=rows,
@@ -97,6 +108,7 @@ def empty_evidence(guide: Guide | None = None) -> Evidence:
         size=np.zeros(1, np.int64),
         own=np.zeros(WIDTH, np.int32),
         worth=np.zeros(WIDTH, np.float32),
+        race=np.zeros((WIDTH, RACE), np.float32),
         guide=no_guide() if guide is None else guide,
     )
 
@@ -132,7 +144,7 @@ def row_of(evidence, token):  # type: ignore[no-untyped-def]
     evidence.tokens[n] = token
     row.token, row.blend, row.recycled = token, 0.0, 0.0
     row.longest, row.pooled, row.pool_blend, row.cell, row.guest = 0, 0, 0.0, 0, 0
-    row.named, row.window = 0, 0
+    row.named, row.window, row.usual = 0, 0, 0.0
     evidence.size[0] = n + 1
     return n
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lookahead.foresight import Noise, no_noise
 from lookahead.sources.alignment import FIELDS, advance, ask_alignment, expected, state_of
 from lookahead.sources.evidence import (
     AT_ROOT,
@@ -37,6 +38,7 @@ from lookahead.sources.prompt import (
     look_up,
     realign,
 )
+from lookahead.sources.race import ask_usual, known_ahead, learn_race, run_race
 from lookahead.sources.recycle import ask_recycled
 from lookahead.sources.tree import CURSOR, OFFSET, has_room_below, plant, suffix_of, take, wait
 
@@ -52,9 +54,10 @@ class Scratch(NamedTuple):
     slots: NDArray[np.int64]  # [CONTEXTS] where they stand in the index
     sets: NDArray[np.int64]  # [SETS] weights that a successor uses
     ngrams: Ngrams  # what the window of this text wrote
+    noise: Noise  # what draws the next tokens
 
 
-def empty_scratch(guide: Guide | None = None, ngrams: Ngrams | None = None) -> Scratch:
+def empty_scratch(guide: Guide | None = None, ngrams: Ngrams | None = None, noise: Noise | None = None) -> Scratch:
     """Return room to ask about one node after the other."""
     return Scratch(
         evidence=empty_evidence(guide),
@@ -63,6 +66,7 @@ def empty_scratch(guide: Guide | None = None, ngrams: Ngrams | None = None) -> S
         slots=np.zeros(CONTEXTS, np.int64),
         sets=np.zeros(SETS, np.int64),
         ngrams=no_ngrams() if ngrams is None else ngrams,
+        noise=no_noise() if noise is None else noise,
     )
 
 
@@ -135,7 +139,8 @@ def _ask(index, pooled, recycled, weights, tail, tree, scratch, node):  # type: 
         ask_alignment(place, index.tokens, size, weights.trials, evidence)
     if pooled.runs.shape[0] > 0:
         ask_pool(pooled, tree, node, suffix, length, evidence)
-    ask_recycled(recycled, suffix[1] if length > 1 else np.int64(-1), suffix[0], evidence)
+    before, heat = suffix[1] if length > 1 else np.int64(-1), scratch.noise.heat[0]
+    ask_recycled(recycled, before, suffix[0], heat, evidence)
     ask_ngrams(scratch.ngrams, suffix, length, tree.nodes[node].depth, evidence)
     ask_keys(evidence, suffix, length, np.int64(tree.nodes[node].cursor), np.int64(tree.nodes[node].offset))
     name_few(evidence)
@@ -144,20 +149,37 @@ def _ask(index, pooled, recycled, weights, tail, tree, scratch, node):  # type: 
 @inner
 def _enqueue(weights, tree, scratch, node, min_chance, vocab_size):  # type: ignore[no-untyped-def]
     """Let the successors of `node` wait that are likely enough."""
-    evidence, parent, alignment = scratch.evidence, tree.nodes[node], state_of(tree.place[node])
+    evidence, parent = scratch.evidence, tree.nodes[node]
+    _weigh_all(weights, tree, scratch, node)
     for j in range(evidence.size[0]):
         row = evidence.rows[j]
         if row.token >= vocab_size:
             continue
-        weight = np.float32(1.0)
-        if not is_forced(evidence.guide):
-            weight = _weight(weights, evidence, j, node, parent, alignment, scratch.sets)
-        chance = parent.chance * weight
+        chance = parent.chance * row.weight
         at = wait(tree, chance) if chance >= min_chance else -1
         if at >= 0:
             item = tree.items[at]
-            item.token, item.parent, item.source, item.weight = row.token, node, _source(row), weight
+            item.token, item.parent, item.source = row.token, node, _source(row)
+            item.weight, item.given = row.weight, row.given
             item.cursor, item.offset = _moved(scratch, parent, row.token)
+
+
+@inner
+def _weigh_all(weights, tree, scratch, node):  # type: ignore[no-untyped-def]
+    """Give all successors of `node` their weights; return how many of them the sources name, and where the noise is."""
+    evidence, parent, alignment = scratch.evidence, tree.nodes[node], state_of(tree.place[node])
+    named, forced = evidence.size[0], is_forced(evidence.guide)
+    for j in range(named):
+        row = evidence.rows[j]
+        row.weight = 1.0
+        if not forced:
+            row.weight = _weight(weights, evidence, j, node, parent, alignment, scratch.sets)
+        row.given = row.weight
+    at = np.int64(-1) if forced else known_ahead(scratch.noise, parent.depth)
+    if at >= 0:
+        ask_usual(scratch.noise, at, evidence)
+        run_race(weights, scratch.noise, at, named, evidence)
+    return named, at
 
 
 @inner
@@ -174,7 +196,7 @@ def _weight(weights, evidence, j, node, parent, alignment, sets):  # type: ignor
     """Return the chance that successor j of `node` is accepted if the node is."""
     row, x = evidence.rows[j], evidence.x[j]
     x[BIAS], x[BLEND] = 1.0, log_odds(row.blend)
-    x[AT_ROOT], x[DOUBT] = node == 0, 1.0 - parent.weight
+    x[AT_ROOT], x[DOUBT] = node == 0, 1.0 - parent.given
     choose_sets(evidence, j, alignment, parent.token, sets)
     return chance_of(weights, x, sets)
 
@@ -228,8 +250,11 @@ def _learn_all(weights, tree, scratch, node, token):  # type: ignore[no-untyped-
     tree.used[CURSOR], tree.used[OFFSET] = _moved(scratch, parent, token)
     if is_forced(evidence.guide):
         return
-    for j in range(evidence.size[0]):
+    named, at = _weigh_all(weights, tree, scratch, node)
+    if at >= 0:
+        learn_race(weights, evidence, token)
+    for j in range(named):
         row, hit = evidence.rows[j], evidence.rows[j].token == token
-        weight = _weight(weights, evidence, j, node, parent, alignment, scratch.sets)
-        if hit or weight > _HOPELESS:
+        if hit or row.given > _HOPELESS:
+            _weight(weights, evidence, j, node, parent, alignment, scratch.sets)
             learn(weights, evidence.x[j], scratch.sets, row.cell, hit)

@@ -135,10 +135,10 @@ def keep_ngram(ngrams, first, follow, column):  # type: ignore[no-untyped-def]
 
 @inner
 def _equal(a, b):  # type: ignore[no-untyped-def]
+    same = True
     for i in range(a.shape[0]):
-        if a[i] != b[i]:
-            return False
-    return True
+        same = same and a[i] == b[i]
+    return same
 
 
 @kernel

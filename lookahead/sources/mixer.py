@@ -1,7 +1,8 @@
 """One chance from all evidence: logistic mixing with online learning, as in context-mixing compressors (Mahoney 2005).
 
 The weights of a successor are a sum of seven sets, picked by the longest context that knows it, by its standing with
-the alignment, by its rank among the recycled logits, by the longest suffix in the pools that knows it, by what the
+the alignment, by its rank among the recycled logits and by the n-gram
+of the window that names it, by the longest suffix in the pools that knows it, by what the
 grammar allows beside it, by the token before it and by the token itself. They learn at every accepted node from what
 followed it, from all successors that were considered there, and outlive the request. They start from what they learnt
 of other text beforehand.
@@ -42,11 +43,12 @@ from lookahead.sources.evidence import (
 )
 from lookahead.sources.guide import BUCKETS, bucket
 from lookahead.sources.kernels import inner, inner_sum
+from lookahead.sources.race import untrained_race
 
 SETS = 7
 """Sets of weights that are added up for one successor."""
 
-_ALIGNMENTS, _RANKS, _POOLED, _TOKENS = 24, 4, 3 * (LENGTHS.shape[0] + 1), 1 << 12
+_ALIGNMENTS, _RANKS, _POOLED, _TOKENS = 24, 3 * 4, 3 * (LENGTHS.shape[0] + 1), 1 << 12
 _SECOND = EXACT.shape[0] + 1
 _THIRD = _SECOND + _ALIGNMENTS
 _FOURTH = _THIRD + _RANKS
@@ -58,7 +60,7 @@ _MEMORY = 250.0  # trials after which old ones fade
 _WIDEST = np.float32(8.0)  # log-odds
 
 
-LAYOUT = 2
+LAYOUT = 3
 """Of what is saved; another number for another meaning of sets or columns."""
 
 SHIPPED = _SIXTH
@@ -74,6 +76,8 @@ class Weights(NamedTuple):
     w: FloatArray  # [sets, COLUMNS]
     energy: FloatArray  # [sets, COLUMNS] summed squares of the gradient (Duchi et al. 2011, Adagrad)
     trials: FloatArray  # [CELLS, 2] hits and trials of what the alignment said
+    race: FloatArray  # [SETS of the race, RACE], see `lookahead.sources.race`
+    race_energy: FloatArray  # likewise
 
 
 def fresh_weights() -> Weights:
@@ -89,7 +93,10 @@ def fresh_weights() -> Weights:
 def _start() -> Weights | None:
     """Read what was learnt beforehand; None where it is of another layout, as it is until it is learnt again."""
     with np.load(_START) as file:
-        start = Weights(file["w"], file["energy"], file["trials"])
+        arrays = [file[name] for name in Weights._fields if name in file]
+        if len(arrays) < len(Weights._fields):
+            return None
+        start = Weights(*arrays)
         fits = int(file["layout"]) == LAYOUT and start.w.shape == (SHIPPED, COLUMNS) and len(start.trials) == CELLS
     return start if fits else None
 
@@ -109,7 +116,8 @@ def untrained_weights() -> Weights:
     w[_FIFTH:_SIXTH, [NAMED, COVERED, ORDER, ECHO]] = 1.0, -2.0, 0.5, 0.5
     w[_FIFTH:_SIXTH, [FROM_PROMPT, FROM_SCHEMA, FROM_OUTPUT]] = 1.5, 1.0, 1.0
     trials = np.tile(np.array([1.0, 2.0], np.float32), (CELLS, 1))
-    return Weights(w, np.ones_like(w), trials)
+    race = untrained_race()
+    return Weights(w, np.ones_like(w), trials, race, np.ones_like(race))
 
 
 def save(weights: Weights) -> bytes:
@@ -144,7 +152,7 @@ def choose_sets(evidence, j, alignment, before, sets):  # type: ignore[no-untype
     shorter = 0 if row.longest == 0 else 1 if row.longest <= row.pooled else 2
     sets[0] = row.longest
     sets[1] = _SECOND + (alignment * 2 + (row.cell > 0)) * 3 + edit
-    sets[2] = _THIRD + rank
+    sets[2] = _THIRD + 3 * rank + (0 if row.window == 0 else 1 if row.window < 3 else 2)
     sets[3] = _FOURTH + row.pooled * 3 + shorter
     sets[4] = _FIFTH + 3 * bucket(evidence.guide) + (1 if x[COVERED] > 0.0 else 2 if row.named == 2 else 0)
     sets[5] = _SIXTH + (before & (_TOKENS - 1))

@@ -60,35 +60,44 @@ def remember(recycled, before, tokens, parents, top_tokens, top_logits):  # type
 
 
 @inner
-def ask_recycled(recycled, before, token, evidence):  # type: ignore[no-untyped-def]
-    """Add what the model held likely after the pair of `before` (-1: none) and `token`, and after `token`."""
+def ask_recycled(recycled, before, token, heat, evidence):  # type: ignore[no-untyped-def]
+    """Add what the model held likely after the pair of `before` (-1: none) and `token`, and after `token`.
+
+    Args:
+        heat: one over the temperature.
+    """
     if recycled.key.shape[0] == 0:
         return
     if before >= 0:
         key = _pair(before, token)
-        _ask(recycled, key, _pair_slot(key), BY_PAIR, evidence)
-    _ask(recycled, _single(token), _single_slot(recycled, token), BY_TOKEN, evidence)
+        _ask(recycled, key, _pair_slot(key), BY_PAIR, heat, evidence)
+    _ask(recycled, _single(token), _single_slot(recycled, token), BY_TOKEN, heat, evidence)
 
 
 @inner
-def _ask(recycled, key, slot, column, evidence):  # type: ignore[no-untyped-def]
+def _ask(recycled, key, slot, column, heat, evidence):  # type: ignore[no-untyped-def]
     if recycled.key[slot] != key:
         return
     whole, free = np.float32(0.0), not limited(evidence.guide)
     for r in range(recycled.tokens.shape[1]):
         if free or permits(evidence.guide, recycled.tokens[slot, r]):
-            whole += recycled.chance[slot, r]
+            whole += _heated(recycled.chance[slot, r], heat)
     if whole <= 0.0:
         return
     deny(evidence, column, np.float32(-3.0))
     for r in range(recycled.tokens.shape[1]):
-        chance = recycled.chance[slot, r] / whole
+        chance = _heated(recycled.chance[slot, r], heat) / whole
         j = row_of(evidence, recycled.tokens[slot, r]) if chance > 0.0 else -1
         if j >= 0:
             evidence.x[j, column] = log_odds(chance)
             if evidence.rows[j].recycled == 0.0:
                 evidence.rows[j].recycled = chance
                 evidence.x[j, FAVOURITE] = r == 0
+
+
+@inner
+def _heated(chance, heat):  # type: ignore[no-untyped-def]
+    return chance if heat == 1.0 or chance == 0.0 else chance**heat
 
 
 @inner

@@ -31,12 +31,12 @@ _ALMOST = np.float32(0.7)
 def empty_tree(budget: int) -> Tree:
     """Return room for `budget` nodes below the root.
 
-    A node and an item (a successor that waits) hold their token, parent, weight and source, `chance`, the product of
-    weights from the root, and where they are among the keys (see `keys.move`). A node also knows its depth, and its
-    state in the grammar.
+    A node and an item (a successor that waits) hold their token, parent, weight and source, `given`, the weight without
+    what noise says of it, `chance`, the product of weights from the root, and where they are among the keys (see
+    `keys.move`). A node also knows its depth, and its state in the grammar, -1 until it is asked about.
     """
     n = budget + 1
-    common = {"token": "i4", "parent": "i4", "weight": "f4", "chance": "f4", "source": "u1"}
+    common = {"token": "i4", "parent": "i4", "weight": "f4", "given": "f4", "chance": "f4", "source": "u1"}
     common |= {"cursor": "i4", "offset": "i4"}
     return Tree(
         nodes=records(n, **common, depth="i4", state="i4"),
@@ -52,7 +52,7 @@ def plant(tree, token, place):  # type: ignore[no-untyped-def]
     """Begin a tree with the root alone; `place` is its alignment."""
     root = tree.nodes[0]
     root.token, root.parent, root.weight, root.chance, root.source = token, -1, 1.0, 1.0, 0
-    root.depth, root.cursor, root.offset = 0, tree.used[CURSOR], tree.used[OFFSET]
+    root.given, root.depth, root.cursor, root.offset = 1.0, 0, tree.used[CURSOR], tree.used[OFFSET]
     for i in range(FIELDS):
         tree.place[0, i] = place[i]
     tree.used[NODES], tree.used[WAITING], tree.used[ITEMS] = 1, 0, 0
@@ -125,11 +125,21 @@ def take(tree):  # type: ignore[no-untyped-def]
     node, at = tree.used[NODES], tree.queue[tree.used[WAITING]]
     new, item = tree.nodes[node], tree.items[at]
     new.token, new.parent, new.source = item.token, item.parent, item.source
-    new.weight, new.chance = item.weight, item.chance
-    new.cursor, new.offset = item.cursor, item.offset
+    new.weight, new.given, new.chance = item.weight, item.given, item.chance
+    new.cursor, new.offset, new.state = item.cursor, item.offset, -1
     new.depth = tree.nodes[item.parent].depth + 1
     tree.used[NODES] = node + 1
     return node
+
+
+@inner
+def best_child(tree, node):  # type: ignore[no-untyped-def]
+    """Return the likeliest child of `node`, -1: it has none."""
+    best = np.int64(-1)
+    for i in range(node + 1, tree.used[NODES]):
+        if tree.nodes[i].parent == node and (best < 0 or tree.nodes[i].chance > tree.nodes[best].chance):
+            best = np.int64(i)
+    return best
 
 
 @kernel

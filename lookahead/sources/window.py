@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lookahead.draft import Draft, IntArray
+from lookahead.grammar.masks import Words
 from lookahead.sources.jacobi import Jacobi, Ngrams, keep_ngram
 from lookahead.sources.kernels import inner, kernel
+from lookahead.sources.tree import NODES, Tree, best_child
 from lookahead.trace import Step
 
 UNKNOWN = -1
@@ -66,16 +68,27 @@ class Window:
         """Whether some guesses are to be made anew."""
         return bool(wants_guesses(self.guesses))
 
-    def lay(self, draft: Draft, ahead: IntArray) -> Draft:
+    def restart(self) -> None:
+        """Forget all guesses; the n-grams stay."""
+        self.guesses.levels[:] = UNKNOWN
+        self.guesses.state[:] = 0, self.guesses.levels.shape[1]
+        self._laid = None
+
+    def lay(self, draft: Draft, ahead: IntArray, tree: Tree, masks: Words) -> Draft:
         """Return `draft` with the window below it. A guess that stands there already needs no node of its own.
+
+        A guess that the grammar forbids where it would stand, as far as that is known, gives way to the likeliest node
+        there.
 
         Args:
             ahead: [reach] a likely token of each position behind the root, for guesses that are to be made anew; read
                 where `wants_guesses`.
+            tree: what `draft` was made from, node by node.
+            masks: of its states in the grammar.
         """
         size = len(draft) + self.options.probes
-        tokens, parents, probe = (np.zeros(size, kind) for kind in (np.int32, np.int32, np.bool_))
-        used = lay(self.guesses, ahead, draft.tokens, draft.parents, draft.probe, tokens, parents, probe)
+        tokens, parents, probe = np.zeros(size, np.int32), np.zeros(size, np.int32), np.zeros(size, np.bool_)
+        used = lay(self.guesses, ahead, tree, masks, tokens, parents, probe)
         weight, source = np.zeros(used, np.float32), np.full(used, WINDOW, np.uint8)
         weight[: len(draft)], source[: len(draft)] = draft.weight, draft.source
         self._laid = Draft(tokens[:used], parents[:used], weight, source, probe[:used])
@@ -111,11 +124,11 @@ def wants_guesses(guesses):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def lay(guesses, ahead, old_tokens, old_parents, old_probe, tokens, parents, probe):  # type: ignore[no-untyped-def]
-    """Copy the draft, add the guesses that are not in it, and return how many nodes there are."""
-    used = old_tokens.shape[0]
+def lay(guesses, ahead, tree, masks, tokens, parents, probe):  # type: ignore[no-untyped-def]
+    """Copy the tree, add the guesses that are not in it, and return how many nodes there are."""
+    used = tree.used[NODES]
     for i in range(used):
-        tokens[i], parents[i], probe[i] = old_tokens[i], old_parents[i], old_probe[i]
+        tokens[i], parents[i] = tree.nodes[i].token, tree.nodes[i].parent
     levels, nodes = guesses.levels, guesses.nodes
     nodes[0, 0] = 0
     for level in range(guesses.state[FILLED] + 1):
@@ -125,6 +138,7 @@ def lay(guesses, ahead, old_tokens, old_parents, old_probe, tokens, parents, pro
             if levels[level, column] < 0:
                 levels[level, column] = ahead[level + column - 1]
             above = nodes[0, column - 1] if level == 0 else nodes[level - 1, column]
+            levels[level, column] = _allowed(tree, masks, above, levels[level, column])
             node = _child(tokens, parents, used, above, levels[level, column])
             if node < 0:
                 node = used
@@ -132,6 +146,45 @@ def lay(guesses, ahead, old_tokens, old_parents, old_probe, tokens, parents, pro
                 used += 1
             nodes[level, column] = node
     return used
+
+
+@inner
+def _allowed(tree, masks, above, guess):  # type: ignore[no-untyped-def]
+    """Return `guess`, or the likeliest child of `above` where the grammar is known to forbid it."""
+    if masks.shape[0] == 0 or above >= tree.used[NODES]:
+        return guess
+    state = tree.nodes[above].state
+    if state <= 0 or holds(masks[state], guess):
+        return guess
+    child = best_child(tree, above)
+    return tree.nodes[child].token if child >= 0 else guess
+
+
+@kernel
+def see(tree, masks, seen):  # type: ignore[no-untyped-def]
+    """Add to the mask `seen` what is allowed anywhere in the tree."""
+    for node in range(tree.used[NODES]):
+        state = tree.nodes[node].state
+        if state > 0:
+            for w in range(seen.shape[0]):
+                seen[w] |= masks[state, w]
+
+
+@kernel
+def obey(picks, top_tokens, seen):  # type: ignore[no-untyped-def]
+    """Replace picks that `seen` does not hold by the likeliest token that it does."""
+    for i in range(picks.shape[0]):
+        if not holds(seen, picks[i]):
+            for r in range(top_tokens.shape[1]):
+                if holds(seen, top_tokens[i, r]):
+                    picks[i] = top_tokens[i, r]
+                    break
+
+
+@inner
+def holds(mask, token):  # type: ignore[no-untyped-def]
+    """Return whether `token` is in `mask`."""
+    return token < 32 * mask.shape[0] and (mask[token >> 5] >> np.uint32(token & 31)) & np.uint32(1) != 0
 
 
 @inner

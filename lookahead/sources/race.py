@@ -1,0 +1,122 @@
+"""Chances of tokens that are drawn, where the noise that draws them is known.
+
+The token that is drawn is that with the largest p / q. From an estimate of p and the known q follows who would win the
+race; how far to trust the estimate is learnt online, by a small mixer of its own behind the first.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lookahead.draft import FloatArray
+from lookahead.sources.evidence import RACE, log_odds, row_of
+from lookahead.sources.kernels import inner, inner_sum
+
+BIAS, GIVEN, MARGIN, ALONE, UNSEEN = range(RACE)
+PLACES, LEVELS = 4, 8
+SETS = 2 * PLACES + LEVELS
+"""Weights: by the place in the race, for tokens that sources name and for others, and by the chance before it."""
+
+_RATE, _SLOWEST = np.float32(0.03), np.float32(5000.0)
+_LEAST = np.float32(0.02)  # of the chance is left for tokens that nobody names
+_FAR = np.float32(6.0)
+_WIDEST = np.float32(8.0)
+
+
+def untrained_race() -> FloatArray:
+    """Return weights that take the estimates as they are."""
+    weights = np.zeros((SETS, RACE), np.float32)
+    weights[: 2 * PLACES, [MARGIN, UNSEEN]] = 1.5, 2.0
+    weights[2 * PLACES :, GIVEN] = 0.5
+    return weights
+
+
+@inner
+def known_ahead(noise, depth):  # type: ignore[no-untyped-def]
+    """Return where the noise is of what follows a node of `depth`; -1: it is not known."""
+    if depth >= noise.state[1]:
+        return np.int64(-1)
+    return (noise.state[0] + depth) % noise.blocks.shape[0]
+
+
+@inner
+def ask_usual(noise, at, evidence):  # type: ignore[no-untyped-def]
+    """Name the tokens that the noise favours; return how many rows were named before."""
+    named = evidence.size[0]
+    for i in range(noise.tokens.shape[1]):
+        j = row_of(evidence, np.int64(noise.tokens[at, i]))
+        if j >= named:
+            evidence.rows[j].usual = noise.chances[at, i]
+    return named
+
+
+@inner
+def run_race(weights, noise, at, named, evidence):  # type: ignore[no-untyped-def]
+    """Replace the weights of all successors by their chances of being drawn.
+
+    Args:
+        named: rows whose weights are estimates; the others get a share of what these leave.
+    """
+    rows, size, left = evidence.rows, evidence.size[0], np.float32(1.0)
+    for j in range(named):
+        left -= rows[j].weight
+    left = max(left, _LEAST)
+    best, second = np.float32(-1e30), np.float32(-1e30)
+    for j in range(size):
+        if j >= named:
+            rows[j].weight = left * rows[j].usual
+            rows[j].given = rows[j].weight
+        score = np.float32(np.log((rows[j].weight + np.float32(1e-12)) / noise.blocks[at, rows[j].token]))
+        rows[j].score = score
+        if score > best:
+            best, second = score, best
+        elif score > second:
+            second = score
+    for j in range(size):
+        _describe(evidence, j, named, best, second, left)
+        rows[j].weight = _chance(weights, rows[j], evidence.race[j])
+
+
+@inner
+def _describe(evidence, j, named, best, second, left):  # type: ignore[no-untyped-def]
+    row, x, place = evidence.rows[j], evidence.race[j], 0
+    for i in range(evidence.size[0]):
+        place += 1 if evidence.rows[i].score > row.score else 0
+    given, rival = row.weight, second if place == 0 else best
+    pace = np.float32(np.exp(-row.score))  # q / p
+    x[BIAS], x[GIVEN] = 1.0, log_odds(given) * np.float32(0.25)
+    x[MARGIN] = min(max(row.score - rival, -_FAR), _FAR) * np.float32(0.5)
+    x[ALONE] = -min(pace * (np.float32(1.0) - given), _FAR) * np.float32(0.3)
+    x[UNSEEN] = -min(pace * left, _FAR) * np.float32(0.3)
+    row.place = (place if place < PLACES else PLACES - 1) + (PLACES if j >= named else 0)
+    level = np.int64((log_odds(given) + np.float32(7.0)) * np.float32(LEVELS / 14.0))
+    row.level = 2 * PLACES + min(max(level, 0), LEVELS - 1)
+
+
+@inner
+def _chance(weights, row, x):  # type: ignore[no-untyped-def]
+    z = _weigh(weights.race[row.place], weights.race[row.level], x)
+    z = _WIDEST if z > _WIDEST else -_WIDEST if z < -_WIDEST else z
+    return np.float32(1.0) / (np.float32(1.0) + np.exp(-z))
+
+
+@inner_sum
+def _weigh(a, b, x):  # type: ignore[no-untyped-def]
+    z = np.float32(0.0)
+    for i in range(RACE):
+        z += (a[i] + b[i]) * x[i]
+    return z
+
+
+@inner
+def learn_race(weights, evidence, token):  # type: ignore[no-untyped-def]
+    """Learn that `token` was drawn, from the rows as `run_race` left them."""
+    for j in range(evidence.size[0]):
+        row, x = evidence.rows[j], evidence.race[j]
+        error = np.float32(row.token == token) - row.weight
+        for s in (row.place, row.level):
+            for i in range(RACE):
+                gradient = error * x[i]
+                if weights.race_energy[s, i] < _SLOWEST:
+                    weights.race_energy[s, i] += gradient * gradient
+                weights.race[s, i] += _RATE * gradient / np.sqrt(weights.race_energy[s, i])
