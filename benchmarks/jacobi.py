@@ -1,7 +1,8 @@
 """Lookahead decoding with a window of guesses: the original rule, ours, and what the window adds to all our sources.
 
     python benchmarks/jacobi.py [--model DIR] [--prompts FILE] [--replay FILE [--limit 6]] [--group NAME ...]
-                                [--rounds 1] [--threads 1] [--table] [--lade FILE ...] [--json OUT] [--write OUT]
+                                [--rounds 1] [--threads 1] [--table] [--switch] [--lade FILE ...] [--json OUT]
+                                [--write OUT]
 
 Prompts: --prompts, a JSON list of `{"kind": str, "ids": [int], "new": int}`; --replay, recorded requests (see
 recorded.py), the last 700 tokens of each prompt, 96 new tokens; and those of the model's prompts.json, as `demo_KIND`.
@@ -18,7 +19,7 @@ them that may be accepted. Times are wall times against plain `generate()` in th
 median over the rounds is taken for each prompt. The time of the original says little: its window is plain Python.
 
 --lade adds what lade_run.py wrote for the same prompts (--write writes them for it), timed against plain decoding of
-its own environment. --table adds the MAT of our window alone over W and N, with G = W.
+its own environment. --table adds the MAT of our window alone over W and N, with G = W; --switch times the switch.
 """
 
 from __future__ import annotations
@@ -251,6 +252,36 @@ def table(model: Any, bench: Bench) -> dict[str, dict[str, float]]:
     return found
 
 
+def switched(bench: Bench) -> str:
+    """Return what the switch does: time with a window that it governs, and with one that always runs, against none.
+
+    Unlike elsewhere, one `Lookahead` serves all prompts, so that the switch has something to learn from. All three
+    answer every prompt in turn; the ratio is the median over prompts and rounds.
+    """
+    sources = ("prompt", "pool", "recycle")
+    users = {
+        "none": lookahead.Lookahead(bench.model, sources=sources, nodes=NODES),
+        "auto": lookahead.Lookahead(bench.model, sources=(*sources, lookahead.Jacobi()), nodes=NODES),
+        "on": lookahead.Lookahead(bench.model, sources=(*sources, lookahead.Jacobi(switch="on")), nodes=NODES),
+    }
+    for la in users.values():
+        bench._generate(la.generate, Prompt("", bench.prompts[0].ids, 8))
+    ratios: dict[str, list[float]] = {"auto": [], "on": []}
+    passes = Counter[str]()
+    for number, prompt in enumerate(bench.prompts * bench.rounds):
+        seconds = {}
+        for name in [*users][number % 3 :] + [*users][: number % 3]:
+            seconds[name] = bench._generate(users[name].generate, prompt)[1]
+            run = users[name].last
+            assert run is not None
+            passes[name] += len(run.passes) + 1
+        for name, found in ratios.items():
+            found.append(seconds["none"] / seconds[name])
+    means = ", ".join(f"{name} {statistics.median(found):.3f}" for name, found in ratios.items())
+    saved = ", ".join(f"{name} {passes['none'] / passes[name]:.3f}" for name in ratios)
+    return f"Speed with a window against none (15, 5, 15), time: {means}; passes saved: {saved}"
+
+
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table whose first column is text and whose others are numbers."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
@@ -309,12 +340,13 @@ def arguments() -> argparse.Namespace:
     add("--prompts", type=Path, metavar="FILE", help="JSON list of kind, ids and new")
     add("--replay", type=Path, metavar="FILE", help="recorded requests, JSON lines, plain or gzipped")
     add("--limit", type=int, default=6, help="requests of each workload of --replay (default: %(default)s)")
-    add("--group", nargs="+", choices=GROUPS, default=GROUPS, metavar="NAME", help=f"of {', '.join(GROUPS)}")
+    add("--group", nargs="*", choices=GROUPS, default=GROUPS, metavar="NAME", help=f"of {', '.join(GROUPS)}")
     add("--rounds", type=int, default=1)
     add("--threads", type=int, default=1)
     add("--dtype", default="float32")
     add("--device", default="cpu")
     add("--table", action="store_true", help="also the MAT of our window over W and N")
+    add("--switch", action="store_true", help="also time the switch of the window")
     add("--lade", type=Path, nargs="+", default=[], metavar="FILE", help="what lade_run.py wrote for these prompts")
     add("--json", type=Path, metavar="OUT", help="write all sums and means")
     add("--write", type=Path, metavar="OUT", help="write the prompts for lade_run.py, and run nothing")
@@ -338,11 +370,15 @@ def main(options: argparse.Namespace) -> None:
     results |= bench.run(bigger(results))
     lade = dict(read_lade(path, prompts, bench.texts) for path in options.lade)
     results = lade | results
-    print(f"{len(prompts)} prompts, {options.rounds} rounds, {options.threads} threads\n\n{report(results)}")
+    print(f"{len(prompts)} prompts, {options.rounds} rounds, {options.threads} threads\n")
+    if results:
+        print(report(results))
     grid = table(model, bench) if options.table else {}
     if grid:
         rows = [[f"N = {ngram}", *(f"{mat:.2f}" for mat in row.values())] for ngram, row in grid.items()]
         print("\n" + markdown(["MAT", *(f"W = {window}" for window in TABLE_WINDOWS)], rows))
+    if options.switch:
+        print("\n" + switched(bench))
     if options.json:
         options.json.write_text(json.dumps({"systems": summary(results), "table": grid}, indent=1) + "\n")
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from lookahead.draft import Draft, IntArray
+from lookahead.draft import Draft
 from lookahead.drafter import Drafter
 from lookahead.errors import GrammarError, InvalidDraft
 from lookahead.progress import Contexts, Progress
@@ -70,11 +71,10 @@ class Decoder:
             drafts = [self._propose(row) for row in range(progress.rows)]
         proposed = time.perf_counter()
         drafts, best = self._forward(drafts, [start - 1 for start in starts])
-        picks = self._foreseen_picks(asked, drafts, starts)
         paths = walk(drafts, self._sampler, progress)
         self._keep(paths, starts)
         if best is not None:
-            self._observe(asked, drafts, paths, starts, best, picks, time.perf_counter() - begin)
+            self._observe(asked, drafts, paths, starts, best, time.perf_counter() - begin)
         accepted = tuple(max(progress.length[row] - starts[row], 0) for row in range(progress.rows))
         size = max(len(draft) for draft in drafts)
         rest = time.perf_counter() - proposed - self._target.seconds
@@ -133,14 +133,6 @@ class Decoder:
             best = self._sampler.load(self._target.forward(drafts, columns), top)
         return drafts, best
 
-    def _foreseen_picks(self, asked: list[int], drafts: list[Draft], starts: list[int]) -> dict[int, IntArray]:
-        """Return what the nodes of rows with probes would pick; the noise of what is settled by the walk is gone."""
-        return {
-            row: self._sampler.foreseen(row, starts[row], drafts[row].depth)
-            for row in asked
-            if self._drafters and self._foresees[row] and self._drafters[row].probes > 0
-        }
-
     def _complete_masks(self, drafts: list[Draft]) -> None:
         """Compute the masks that the walk may ask for while the device is at work; elsewhere it computes as it goes."""
         for row, matcher in enumerate(self._matchers):
@@ -175,7 +167,6 @@ class Decoder:
         paths: list[list[int]],
         starts: list[int],
         best: Any,
-        picks: dict[int, IntArray],
         seconds: float,
     ) -> None:
         size = max(len(draft) for draft in drafts)
@@ -187,6 +178,8 @@ class Decoder:
             nodes = slice(row * size, row * size + len(drafts[row]))
             kept = np.array(paths[row][: len(tokens)], np.int32)
             tops = best[0][nodes], best[1][nodes]
-            step = Step(row, drafts[row], kept, tokens, *tops, picks.get(row), size, seconds)
+            foreseen = partial(self._sampler.foreseen, row, starts[row], drafts[row].depth)
+            known = foreseen if self._foresees[row] else None
+            step = Step(row, drafts[row], kept, tokens, *tops, known, size, seconds)
             with self._sampler.undisturbed():
                 self._drafters[row].observe(step)

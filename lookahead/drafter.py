@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from lookahead.draft import Draft, IntArray
-from lookahead.foresight import Noise
 from lookahead.grammar.matcher import Matcher
+from lookahead.sources.noise import Noise
 from lookahead.trace import Step
 
 

@@ -212,8 +212,7 @@ class Lookahead:
         refuse_sharding(model)
         require_ordinary(cache)
         returned = bool(config.return_dict_in_generate)
-        stops, vocab = Stops(stopping_criteria), int(model.config.vocab_size)
-        self._usual.begin(input_ids, vocab)
+        stops = Stops(stopping_criteria)
         records = Records(
             input_ids.shape[0], scores=returned and config.output_scores, logits=returned and config.output_logits
         )
@@ -223,9 +222,8 @@ class Lookahead:
             rows=input_ids.shape[0],
             device=input_ids.device,
             recorder=records if records.wanted else None,
-            ordered=stops.ordered,
-            usual=self._usual if self.nodes else None,
-            vocab=vocab,
+            ordered=stops.ordered or not _is_known(streamer),
+            ahead=self.nodes > 0,
         )
         seen = returned or bool(getattr(cache, "_is_user_defined", False))
         progress = Progress(
@@ -235,7 +233,7 @@ class Lookahead:
             complete=seen or sampler.lockstep,
             records=records,
             streamer=streamer,
-            column_size=input_ids.shape[0] * vocab if sampler.keeps_columns else 0,
+            column_size=input_ids.shape[0] * self.model.config.vocab_size if sampler.keeps_columns else 0,
         )
         cache = self._run(input_ids, config, model_kwargs, progress, sampler, give_back=seen)
         sequences = progress.ids(progress.settled)
@@ -269,6 +267,8 @@ class Lookahead:
         del outputs
         require_ordinary(cache)
         mask = padding_mask(model_kwargs.get("attention_mask"), cache.get_seq_length())
+        self._usual.begin(input_ids, logits.shape[-1])
+        sampler.foresee(self._usual, logits.shape[-1])
         contexts = Contexts(input_ids.cpu().numpy(), ids_mask(mask, input_ids))
         try:
             for processor in sampler.grammars:
@@ -303,6 +303,11 @@ class Lookahead:
                 matcher = processor.matcher(row)
                 if matcher is not None and isinstance(self.drafter, Grower):
                     self.drafter.learn_values(matcher, progress.generated(row))
+
+
+def _is_known(streamer: Any) -> bool:
+    """Whether `streamer` is known to draw no random numbers."""
+    return streamer is None or type(streamer).__module__.split(".")[0] in ("transformers", "lookahead")
 
 
 def generate(

@@ -8,44 +8,22 @@ was drawn ahead and never used goes back to the generator (`NoiseLedger.rewind`)
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from lookahead.draft import FloatArray, IntArray
+from lookahead.sources.noise import Noise
 from lookahead.topk import best_tokens
 
 AHEAD = 16  # columns that drafters see
 ROOM = 1 << 24  # numbers; with large vocabularies and batches it is fewer columns
 USUAL = 16  # tokens that the noise of a column favours
 _SETTLED = 256.0  # picks after which the average moves slowly
-
-
-class Noise(NamedTuple):
-    """The noise of coming columns of one batch row, as kernels see it.
-
-    Entry (state[0] + d) % R is about the token that follows a node of depth d, for d < state[1].
-    """
-
-    blocks: FloatArray  # [R, V] the exponential noise q of R columns
-    tokens: IntArray  # [R, K] tokens that it favours: those with the largest usual chance over q
-    chances: FloatArray  # [R, K] the usual chance of those
-    state: NDArray[np.int64]  # [2] see above
-    heat: FloatArray  # [1] one over the temperature
-
-
-def no_noise() -> Noise:
-    """Return the noise of a text that is not sampled, or whose noise is not known ahead."""
-    return Noise(
-        blocks=np.zeros((0, 0), np.float32),
-        tokens=np.zeros((0, 0), np.int32),
-        chances=np.zeros((0, 0), np.float32),
-        state=np.zeros(2, np.int64),
-        heat=np.ones(1, np.float32),
-    )
+_RECENT = 24.0  # picks that count for the doubt
+_CALM, _WILD = 0.1, 0.35  # doubts between which a text is neither
 
 
 class Ledger(Protocol):
@@ -58,26 +36,33 @@ class Ledger(Protocol):
 class Usual:
     """The average distribution that was sampled from: a guess at any place where nothing better is known.
 
-    Held for as long as there are texts of the same model; the temperature of a request counts little.
+    Kept for as long as there are texts of the same model; the temperature of a request counts little.
+
+    Attributes:
+        doubt: the average chance that the likeliest token was not picked, of late.
     """
 
     def __init__(self) -> None:
         self._chances: Tensor | None = None
-        self.seen = 0.0
+        self.seen, self.doubt = 0.0, 0.5
 
     def begin(self, prompt: Tensor, vocab: int) -> None:
-        """Start from the tokens of a prompt, where nothing is known yet."""
-        if self._chances is None:
+        """Get ready for scores of `vocab` tokens; start from the tokens of `prompt` where nothing is known yet."""
+        if self._chances is None or len(self._chances) != vocab:
             counts = torch.bincount(prompt.flatten(), minlength=vocab)[:vocab].float()
             self._chances = 0.5 * counts / counts.sum().clamp(min=1) + 0.5 / vocab
             self.seen = 4.0
+        self._chances = self._chances.to(prompt.device)
 
     def learn(self, probs: Tensor) -> None:
         """Take in [N, V] distributions that were picked from."""
         assert self._chances is not None
         for row in probs:
             self.seen = min(self.seen + 1, _SETTLED)
-            self._chances.lerp_(row, 1 / self.seen)
+            # Not in place: what was made in inference mode could not be changed outside of it.
+            self._chances = torch.lerp(self._chances, row, 1 / self.seen)
+        for likeliest in probs.amax(-1).tolist():
+            self.doubt += (1 - likeliest - self.doubt) / _RECENT
 
     def favoured(self, noise: Tensor) -> tuple[IntArray, FloatArray]:
         """Return the tokens ([N, K]) of the largest chance over `noise` ([N, V]), and their chances."""
@@ -98,10 +83,11 @@ class Foresight:
     """
 
     def __init__(self, ledger: Ledger, rows: int, vocab: int, temperature: float, usual: Usual) -> None:
-        self._ledger, self._vocab, self._temperature, self.usual = ledger, vocab, temperature, usual
+        self._ledger, self._vocab, self.usual = ledger, vocab, usual
         size = min(AHEAD, ROOM // (rows * vocab))
         self._rows = [_row(size, vocab, 1 / temperature) for _ in range(rows)]
-        self._shown = [0] * rows
+        self._shown, self._looked = [0] * rows, [0] * rows
+        self._blocks: dict[int, Tensor] = {}
 
     def row(self, row: int) -> Noise:
         """Return the noise of one row; `look` keeps it up to date."""
@@ -113,34 +99,33 @@ class Foresight:
         size = len(noise.blocks)
         end = column + min(size, remaining)
         fresh = range(max(self._shown[row], column), end)
+        for at in range(column, end):
+            self._blocks[at] = self._ledger.noise(at, self._vocab)
         for at in fresh:
-            block = self._ledger.noise(at, self._vocab)[row]
-            noise.blocks[at % size] = block.numpy() if block.device.type == "cpu" else block.cpu().numpy()
+            noise.blocks[at % size] = self._blocks[at][row].cpu().numpy()
         # While little is known of what is usual, it is worth another look at all.
         asked = fresh if self.usual.seen >= _SETTLED / 4 else range(column, end)
         if len(asked):
-            blocks = torch.stack([self._ledger.noise(at, self._vocab)[row] for at in asked])
+            blocks = torch.stack([self._blocks[at][row] for at in asked])
             places = [at % size for at in asked]
             noise.tokens[places], noise.chances[places] = self.usual.favoured(blocks)
-        self._shown[row] = max(self._shown[row], end)
-        noise.state[:] = column % max(size, 1), end - column
+        self._shown[row], self._looked[row] = max(self._shown[row], end), column
+        for at in [at for at in self._blocks if at < min(self._looked)]:
+            del self._blocks[at]
+        doubt = self.usual.doubt
+        noise.state[:] = column % max(size, 1), end - column, int(doubt > _CALM) + int(doubt > _WILD)
 
-    def picks(self, row: int, column: int, logits: Tensor, depth: IntArray) -> IntArray:
-        """Return [N] int32: what each node of `row` would pick, with the noise of its column and the temperature alone.
+    def picks(self, row: int, column: int, scores: Tensor, depth: IntArray) -> IntArray:
+        """Return [N] int32: what nodes of `row` would pick with the noise of their columns.
 
         Args:
-            column: that of the token behind node 0.
-            logits: [N, V] of all nodes.
-            depth: [N] of the nodes; those beyond the noise that is shown give their best token.
+            column: that of the token behind node 0, when `look` was called last.
+            scores: [N, V] of the nodes, the temperature included.
+            depth: [N] of the nodes; beyond the noise that is shown they give their best token.
         """
-        picked = np.empty(len(depth), np.int32)
-        shown = int(self._rows[row].state[1])
-        for level in np.unique(depth):
-            nodes = np.flatnonzero(depth == level)
-            scores = logits[torch.from_numpy(nodes).to(logits.device)].float()
-            if level < shown:
-                scores = scores / self._temperature - self._ledger.noise(column + int(level), self._vocab)[row].log()
-            picked[nodes] = scores.argmax(-1).cpu().numpy()
+        known = [self._blocks.get(column + int(level)) for level in depth]
+        noise = [torch.ones_like(scores[0]) if block is None else block[row] for block in known]
+        picked: IntArray = (scores - torch.stack(noise).log()).argmax(-1).cpu().numpy().astype(np.int32)
         return picked
 
 
@@ -149,6 +134,6 @@ def _row(size: int, vocab: int, heat: float) -> Noise:
         blocks=np.ones((size, vocab), np.float32),
         tokens=np.zeros((size, USUAL), np.int32),
         chances=np.zeros((size, USUAL), np.float32),
-        state=np.zeros(2, np.int64),
+        state=np.zeros(3, np.int64),
         heat=np.array([heat], np.float32),
     )

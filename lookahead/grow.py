@@ -13,7 +13,6 @@ import numpy as np
 from lookahead.draft import Draft, FloatArray, IntArray
 from lookahead.drafter import Drafter
 from lookahead.errors import InvalidArgument
-from lookahead.foresight import Noise, no_noise
 from lookahead.grammar.matcher import Matcher
 from lookahead.grammar.values import Chain, KeyValues, chains
 from lookahead.pool.pool import Pool, combined
@@ -23,13 +22,14 @@ from lookahead.sources.growth import ask_again, begin, empty_scratch, grow, lear
 from lookahead.sources.guide import guide
 from lookahead.sources.jacobi import Jacobi, empty_ngrams, no_ngrams
 from lookahead.sources.mixer import Weights, fresh_weights, restore, save
+from lookahead.sources.noise import Noise, no_noise
 from lookahead.sources.pool import Reader, no_pool, pooled
 from lookahead.sources.prompt import REACH, Index, Prompt, no_index
 from lookahead.sources.recycle import Recycled, empty_tables, no_tables, remember
 from lookahead.sources.source import Source
 from lookahead.sources.switch import Switch
 from lookahead.sources.tree import CURSOR, NODES, empty_tree, match_nodes
-from lookahead.sources.window import Window, obey, see
+from lookahead.sources.window import Window, see
 from lookahead.trace import Step
 
 SOURCES = ("unknown", "prompt", "recycle", "pool", "grammar", "jacobi")
@@ -77,7 +77,7 @@ class Grower(Drafter):
         self.values = KeyValues()
         windows = [Jacobi() if source == "jacobi" else source for source in self.sources]
         self.jacobi = next((one for one in windows if isinstance(one, Jacobi)), None)
-        auto = self.jacobi is not None and self.jacobi.switch == "auto"
+        auto = self.jacobi is not None and self.jacobi.switch == "auto" and len(self.sources) > 1
         self.switch = Switch(self.jacobi.probes) if self.jacobi is not None and auto else None
         self.recycled: Recycled = empty_tables(vocab_size) if "recycle" in self.sources else no_tables()
         calibration = next((pool.calibration for pool in self.pools if pool.calibration), None)
@@ -205,14 +205,12 @@ class Row(Drafter):
         return window.lay(draft, ahead, self._tree, self._guide.masks)
 
     def _observe_window(self, step: Step, window: Window) -> None:
-        picks = np.array(step.top_tokens[:, 0] if step.picks is None else step.picks, np.int32)
         masks = self._guide.masks
         if masks.shape[0] > 0:
             if len(self._seen) != masks.shape[1]:
                 self._seen = np.zeros(masks.shape[1], np.uint32)
             see(self._tree, masks, self._seen)
-            obey(picks, step.top_tokens, self._seen)
-        window.observe(step, picks)
+        window.observe(step, self._seen)
         if self._grower.switch is not None:
             self._grower.switch.observe(step.rows, step.seconds, len(step.tokens))
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.generation import logits_process as hf
@@ -32,7 +33,8 @@ ROW_LOCAL = ROW_PURE | {
     GrammarProcessor,
 }  # fmt: skip
 # Sums along a row may round differently for one row and for many on an accelerator: only these are safe there.
-SAME_AT_ONCE = ROW_PURE - {hf.TopPLogitsWarper, hf.TypicalLogitsWarper}
+SORTING = {hf.TopPLogitsWarper, hf.TypicalLogitsWarper}
+SAME_AT_ONCE = ROW_PURE - SORTING
 ALL_NODES_LIMIT = 1 << 16  # scores; on a CPU, processing more nodes than are visited costs more than calls save
 
 
@@ -87,8 +89,7 @@ class Sampler:
         device: where plain `generate()` processes scores, the device of `input_ids`.
         recorder: receives scores and logits, where the caller returns them.
         ordered: something else (a stopping criterion of the user's) may draw random numbers between two columns.
-        usual: given where drafters may look at the noise ahead; it learns from what is drawn from.
-        vocab: the width of the scores, which `usual` needs.
+        ahead: drafters may look at the noise of coming columns, see `foresee`.
 
     Attributes:
         lockstep: whether all rows have to be picked together, column by column: a processor that may look at other
@@ -106,8 +107,7 @@ class Sampler:
         device: torch.device,
         recorder: Recorder | None = None,
         ordered: bool = False,
-        usual: Usual | None = None,
-        vocab: int = 0,
+        ahead: bool = False,
     ) -> None:
         self._processors, self._sample, self._rows, self._device = processors, do_sample, rows, device
         self._recorder = recorder
@@ -119,13 +119,11 @@ class Sampler:
         self._direct = greedy and not processors
         self._masked = greedy and kinds == {GrammarProcessor} and len(self.grammars) == 1
         local = kinds <= ROW_LOCAL
-        wanted = do_sample and (rows > 1 or usual is not None)
+        wanted = do_sample and (rows > 1 or ahead)
         ledger = wanted and local and not ordered and draws_match(device)
         self._ledger = NoiseLedger(rows, device) if ledger else None
         self.foresight: Foresight | None = None
-        if self._ledger is not None and usual is not None:
-            heats = [p.temperature for p in processors if type(p) is hf.TemperatureLogitsWarper]
-            self.foresight = Foresight(self._ledger, rows, vocab, math.prod(heats), usual)
+        self._ahead = ahead and ledger
         self.lockstep = rows > 1 and (not local or (do_sample and not ledger))
         self._logits: Tensor
         self._scores: Tensor | None = None
@@ -146,14 +144,32 @@ class Sampler:
             self._picks = first.reshape(logits.shape[:2]).tolist()
         return best
 
-    def foreseen(self, row: int, column: int, depth: IntArray) -> IntArray:
-        """Return [N] int32: what the noise ahead would pick at the first nodes of `row` loaded last, of that depth.
+    def foresee(self, usual: Usual, vocab: int) -> None:
+        """Let drafters look at the noise of coming columns, where it is known.
+
+        Args:
+            usual: learns from what is drawn from.
+            vocab: the width of the logits.
+        """
+        if self._ledger is not None and self._ahead:
+            heats = [p.temperature for p in self._processors if type(p) is hf.TemperatureLogitsWarper]
+            self.foresight = Foresight(self._ledger, self._rows, vocab, math.prod(heats), usual)
+
+    def foreseen(self, row: int, column: int, depth: IntArray, nodes: IntArray) -> IntArray:
+        """Return what `nodes` of `row`, as loaded last, would pick with the noise of their columns: [len(nodes)] int32.
+
+        A guess for drafters: processors that need the text, or to sort all scores, are left out.
 
         Args:
             column: that of the token behind node 0.
+            depth: [N] of all nodes.
         """
         assert self.foresight is not None
-        return self.foresight.picks(row, column, self._logits[row, : len(depth)], depth)
+        scores = self._as_plain(self._logits[row, torch.from_numpy(nodes.astype(np.int64)).to(self._logits.device)])
+        for processor in self._processors:
+            if type(processor) in ROW_PURE - SORTING:
+                scores = processor(None, scores)
+        return self.foresight.picks(row, column, scores, depth[nodes])
 
     def pick(self, column: int, nodes: Mapping[int, int], ids: Tensor | None) -> dict[int, int]:
         """Return the token that plain `generate()` picks at `column` for each row of `nodes` (row → node of its draft).

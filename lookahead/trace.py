@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +23,8 @@ class Step:
         tokens: [T] int64, the tokens that were committed, in order; the last one is the model's own pick.
         top_tokens: [N, k] int32, the k likeliest successors of every node by the model's raw logits, best first.
         top_logits: [N, k] float32, their raw logits.
-        picks: [N] int32, the token that the noise of its position would draw at every node, given to drafters with
-            probes where it is known; else None.
+        foreseen: returns, for some nodes ([n] int), the tokens that the noise of their positions would draw; where that
+            is known, else None. To be called in `observe` only.
         rows: nodes that each row of the batch ran in this pass.
         seconds: what the pass took, from the drafts to the picks.
     """
@@ -34,7 +35,7 @@ class Step:
     tokens: NDArray[np.int64]
     top_tokens: IntArray
     top_logits: FloatArray
-    picks: IntArray | None = None
+    foreseen: Callable[[IntArray], IntArray] | None = None
     rows: int = 0
     seconds: float = 0.0
 

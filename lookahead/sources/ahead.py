@@ -39,4 +39,4 @@ def _successor(index, recycled, before, last, seeds, salt):  # type: ignore[no-u
             slot = index.slots[slot_of(index.slots, state)]
             if slot.key != 0:
                 return np.int64(index.successors[slot.head].token)
-    return np.int64(seeds[(mix(last, salt) >> 7) % seeds.shape[0]])
+    return np.int64(seeds[(mix(last, salt) >> 7) % seeds.shape[0]]) if seeds.shape[0] > 0 else last

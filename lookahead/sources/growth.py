@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lookahead.foresight import Noise, no_noise
 from lookahead.sources.alignment import FIELDS, advance, ask_alignment, expected, state_of
 from lookahead.sources.evidence import (
     AT_ROOT,
@@ -26,6 +25,7 @@ from lookahead.sources.jacobi import Ngrams, ask_ngrams, no_ngrams
 from lookahead.sources.kernels import inner, kernel
 from lookahead.sources.keys import ask_keys, move
 from lookahead.sources.mixer import SETS, chance_of, choose_sets, learn
+from lookahead.sources.noise import Noise, no_noise
 from lookahead.sources.pool import ask_pool, read_on
 from lookahead.sources.prompt import (
     PROMPT,

@@ -39,7 +39,8 @@ class Jacobi:
         ngram: tokens of an n-gram (N); a guess is refined over `ngram - 1` passes.
         verify: n-grams kept of one key, its first token (G).
         shift: "one": the window moves by one token a pass, as in the paper; "accepted": by as many as were accepted.
-        switch: "auto": the window rests where its rows cost more time than it earns; "on": it always runs.
+        switch: "auto": beside other sources the window rests where its rows cost more time than it earns; "on": it
+            always runs.
 
     Raises:
         InvalidArgument: a number out of range, or another word.

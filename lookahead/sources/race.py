@@ -13,21 +13,22 @@ from lookahead.sources.evidence import RACE, log_odds, row_of
 from lookahead.sources.kernels import inner, inner_sum
 
 BIAS, GIVEN, MARGIN, ALONE, UNSEEN = range(RACE)
-PLACES, LEVELS = 4, 8
-SETS = 2 * PLACES + LEVELS
-"""Weights: by the place in the race, for tokens that sources name and for others, and by the chance before it."""
+PLACES, LEVELS, DOUBTS, CERTAINTIES = 4, 8, 3, 4
+SETS = (2 * PLACES + LEVELS * CERTAINTIES) * DOUBTS
+"""Sets of weights: by the place in the race, for tokens that sources name and for others; and by the chance before the
+race, and how certain the model was when it last saw what comes before; all of them by the model's doubts of late."""
 
-_RATE, _SLOWEST = np.float32(0.03), np.float32(5000.0)
+_RATE, _SLOWEST = np.float32(0.05), np.float32(5000.0)
 _LEAST = np.float32(0.02)  # of the chance is left for tokens that nobody names
-_FAR = np.float32(6.0)
+_FAR, _NEVER, _TINY = np.float32(6.0), np.float32(80.0), np.float32(1e-12)
 _WIDEST = np.float32(8.0)
 
 
 def untrained_race() -> FloatArray:
-    """Return weights that take the estimates as they are."""
+    """Return weights that mostly keep to the estimates."""
     weights = np.zeros((SETS, RACE), np.float32)
-    weights[: 2 * PLACES, [MARGIN, UNSEEN]] = 1.5, 2.0
-    weights[2 * PLACES :, GIVEN] = 0.5
+    weights[: 2 * PLACES * DOUBTS, [MARGIN, ALONE, UNSEEN]] = 0.6, 0.5, 1.0
+    weights[2 * PLACES * DOUBTS :, GIVEN] = 4.0
     return weights
 
 
@@ -61,20 +62,34 @@ def run_race(weights, noise, at, named, evidence):  # type: ignore[no-untyped-de
     for j in range(named):
         left -= rows[j].weight
     left = max(left, _LEAST)
-    best, second = np.float32(-1e30), np.float32(-1e30)
+    best, second = -_NEVER, -_NEVER
     for j in range(size):
         if j >= named:
             rows[j].weight = left * rows[j].usual
             rows[j].given = rows[j].weight
-        score = np.float32(np.log((rows[j].weight + np.float32(1e-12)) / noise.blocks[at, rows[j].token]))
+        score = -_NEVER
+        if rows[j].token < noise.blocks.shape[1]:
+            score = np.float32(np.log((rows[j].weight + _TINY) / (noise.blocks[at, rows[j].token] + _TINY)))
         rows[j].score = score
         if score > best:
             best, second = score, best
         elif score > second:
             second = score
+    certainty = _certainty(evidence, named)
     for j in range(size):
         _describe(evidence, j, named, best, second, left)
+        rows[j].place += 2 * PLACES * noise.state[2]
+        rows[j].level += LEVELS * (certainty + CERTAINTIES * noise.state[2])
         rows[j].weight = _chance(weights, rows[j], evidence.race[j])
+
+
+@inner
+def _certainty(evidence, named):  # type: ignore[no-untyped-def]
+    """Return how certain the model was: 0 where it has not been seen here, then 1 to 3."""
+    top = np.float32(0.0)
+    for j in range(named):
+        top = max(top, evidence.rows[j].recycled)
+    return 0 if top == 0.0 else 1 if top < 0.6 else 2 if top < 0.95 else 3
 
 
 @inner
@@ -89,8 +104,8 @@ def _describe(evidence, j, named, best, second, left):  # type: ignore[no-untype
     x[ALONE] = -min(pace * (np.float32(1.0) - given), _FAR) * np.float32(0.3)
     x[UNSEEN] = -min(pace * left, _FAR) * np.float32(0.3)
     row.place = (place if place < PLACES else PLACES - 1) + (PLACES if j >= named else 0)
-    level = np.int64((log_odds(given) + np.float32(7.0)) * np.float32(LEVELS / 14.0))
-    row.level = 2 * PLACES + min(max(level, 0), LEVELS - 1)
+    level = int((log_odds(given) + np.float32(7.0)) * np.float32(LEVELS / 14.0))  # log-odds lie between -7 and 7
+    row.level = 2 * PLACES * DOUBTS + level
 
 
 @inner

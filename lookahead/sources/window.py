@@ -32,7 +32,6 @@ class Guesses(NamedTuple):
 
     levels: IntArray  # [N - 1, C] guesses; column 0 of level 0 is the root of the draft
     nodes: IntArray  # [N - 1, C] their nodes in the draft as it was laid
-    picks: IntArray  # [C] what the model picked at the end of each column
     follow: IntArray  # [N - 1] room for an n-gram
     state: NDArray[np.int64]  # [2] levels filled beyond the first, and columns in use
 
@@ -52,7 +51,6 @@ class Window:
         self.guesses = Guesses(
             levels=levels,
             nodes=np.zeros_like(levels),
-            picks=np.zeros(columns, np.int32),
             follow=np.zeros(len(levels), np.int32),
             state=np.array([0, columns], np.int64),
         )
@@ -94,20 +92,29 @@ class Window:
         self._laid = Draft(tokens[:used], parents[:used], weight, source, probe[:used])
         return self._laid
 
-    def observe(self, step: Step, picks: IntArray) -> None:
-        """Take in what the model picked at every node ([N] int32) of a verified step, and move on.
+    def observe(self, step: Step, seen: Words) -> None:
+        """Take in what the model picked at the end of every column, and move on.
 
         Nodes that were cut, as it happens near the end of a text, leave guesses to be made anew.
+
+        Args:
+            seen: mask of the tokens that the grammar has allowed anywhere so far, empty where there is no grammar.
+                Others give way to the likeliest that it holds.
         """
-        laid, draft = self._laid, step.draft
+        laid, draft, guesses = self._laid, step.draft, self.guesses
         if laid is None:
             return
+        self._laid = None
         place = np.arange(len(laid), dtype=np.int32)
         if len(draft) != len(laid):
             find_nodes(laid.tokens, laid.parents, laid.probe, draft.tokens, draft.parents, draft.probe, place)
+        ends = place[guesses.nodes[guesses.state[FILLED], : guesses.state[COLUMNS]]]
+        ran, picks = ends[ends >= 0], np.full(len(ends), UNKNOWN, np.int32)
+        if len(ran):
+            picks[ends >= 0] = step.top_tokens[ran, 0] if step.foreseen is None else step.foreseen(ran)
+        obey(picks, ends, step.top_tokens, seen)
         moved = len(step.tokens) if self.options.shift == "accepted" else 1
-        collect(self.guesses, self.ngrams, place, picks, int(draft.tokens[0]), moved)
-        self._laid = None
+        collect(guesses, self.ngrams, picks, int(draft.tokens[0]), moved)
 
 
 WINDOW = 5
@@ -171,13 +178,13 @@ def see(tree, masks, seen):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def obey(picks, top_tokens, seen):  # type: ignore[no-untyped-def]
-    """Replace picks that `seen` does not hold by the likeliest token that it does."""
-    for i in range(picks.shape[0]):
-        if not holds(seen, picks[i]):
+def obey(picks, nodes, top_tokens, seen):  # type: ignore[no-untyped-def]
+    """Replace picks that `seen` does not hold by the likeliest successor of their nodes that it does."""
+    for i in range(picks.shape[0] if seen.shape[0] > 0 else 0):
+        if picks[i] >= 0 and not holds(seen, picks[i]):
             for r in range(top_tokens.shape[1]):
-                if holds(seen, top_tokens[i, r]):
-                    picks[i] = top_tokens[i, r]
+                if holds(seen, top_tokens[nodes[i], r]):
+                    picks[i] = top_tokens[nodes[i], r]
                     break
 
 
@@ -211,35 +218,32 @@ def find_nodes(laid_tokens, laid_parents, laid_probe, tokens, parents, probe, pl
 
 
 @kernel
-def collect(guesses, ngrams, place, picks, root, moved):  # type: ignore[no-untyped-def]
-    """Take the picks at the end of every column, keep the n-grams that they complete, and move the window.
+def collect(guesses, ngrams, picks, root, moved):  # type: ignore[no-untyped-def]
+    """Take the picks at the end of all columns, keep the n-grams that they complete, and move the window.
 
     Args:
-        place: the verified node of each laid one, -1: none.
+        picks: [columns] int32, -1 where a column did not run.
         root: the token of node 0.
         moved: columns to move by, once all levels are filled.
     """
     levels, state = guesses.levels, guesses.state
     filled, columns = state[FILLED], state[COLUMNS]
-    for column in range(columns):
-        at = place[guesses.nodes[filled, column]]
-        guesses.picks[column] = picks[at] if at >= 0 else UNKNOWN
     if filled < levels.shape[0] - 1:
-        _fill(guesses)
+        _fill(guesses, picks)
         return
     for column in range(columns):
-        known, follow = guesses.picks[column] >= 0, guesses.follow
+        known, follow = picks[column] >= 0, guesses.follow
         for level in range(1, levels.shape[0]):
             known = known and levels[level, column] >= 0
             follow[level - 1] = levels[level, column]
         if known and (column == 0 or levels[0, column] >= 0):
-            follow[levels.shape[0] - 1] = guesses.picks[column]
+            follow[levels.shape[0] - 1] = picks[column]
             keep_ngram(ngrams, np.int64(root if column == 0 else levels[0, column]), follow, ngrams.root[0] + column)
-    _move(guesses, moved)
+    _move(guesses, picks, moved)
 
 
 @inner
-def _fill(guesses):  # type: ignore[no-untyped-def]
+def _fill(guesses, picks):  # type: ignore[no-untyped-def]
     """Make the picks a level of their own; all levels move by one column, and the last one is lost."""
     levels, state = guesses.levels, guesses.state
     filled, columns = state[FILLED], state[COLUMNS] - 1
@@ -247,12 +251,12 @@ def _fill(guesses):  # type: ignore[no-untyped-def]
         for column in range(1 if level == 0 else 0, columns):
             levels[level, column] = levels[level, column + 1]
     for column in range(columns):
-        levels[filled + 1, column] = guesses.picks[column + 1]
+        levels[filled + 1, column] = picks[column + 1]
     state[FILLED], state[COLUMNS] = filled + 1, columns
 
 
 @inner
-def _move(guesses, moved):  # type: ignore[no-untyped-def]
+def _move(guesses, picks, moved):  # type: ignore[no-untyped-def]
     """Move all levels down, and by `moved` columns: every guess keeps its position in the text, if that moves too."""
     levels, columns = guesses.levels, guesses.state[COLUMNS]
     last = levels.shape[0] - 1
@@ -264,4 +268,4 @@ def _move(guesses, moved):  # type: ignore[no-untyped-def]
             elif level < last:
                 levels[level, column] = levels[level + 1, at]
             else:
-                levels[level, column] = guesses.picks[at]
+                levels[level, column] = picks[at]
