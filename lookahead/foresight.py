@@ -86,8 +86,7 @@ class Foresight:
         self._ledger, self._vocab, self.usual = ledger, vocab, usual
         size = min(AHEAD, ROOM // (rows * vocab))
         self._rows = [_row(size, vocab, 1 / temperature) for _ in range(rows)]
-        self._shown, self._looked = [0] * rows, [0] * rows
-        self._blocks: dict[int, Tensor] = {}
+        self._blocks: list[dict[int, Tensor]] = [{} for _ in range(rows)]  # by column, what each row is shown
 
     def row(self, row: int) -> Noise:
         """Return the noise of one row; `look` keeps it up to date."""
@@ -95,25 +94,21 @@ class Foresight:
 
     def look(self, row: int, column: int, remaining: int) -> None:
         """Show `row`, whose next token is that of `column`, the noise from there on, at most `remaining` columns."""
-        noise = self._rows[row]
+        noise, before = self._rows[row], self._blocks[row]
         size = len(noise.blocks)
-        end = column + min(size, remaining)
-        fresh = range(max(self._shown[row], column), end)
-        for at in range(column, end):
-            self._blocks[at] = self._ledger.noise(at, self._vocab)
+        columns = range(column, column + min(size, remaining))
+        self._blocks[row] = {at: self._ledger.noise(at, self._vocab) for at in columns}
+        fresh = [at for at in columns if at not in before]
         for at in fresh:
-            noise.blocks[at % size] = self._blocks[at][row].cpu().numpy()
+            noise.blocks[at % size] = self._blocks[row][at][row].cpu().numpy()
         # While little is known of what is usual, it is worth another look at all.
-        asked = fresh if self.usual.seen >= _SETTLED / 4 else range(column, end)
-        if len(asked):
-            blocks = torch.stack([self._blocks[at][row] for at in asked])
+        asked = fresh if self.usual.seen >= _SETTLED / 4 else list(columns)
+        if asked:
+            blocks = torch.stack([self._blocks[row][at][row] for at in asked])
             places = [at % size for at in asked]
             noise.tokens[places], noise.chances[places] = self.usual.favoured(blocks)
-        self._shown[row], self._looked[row] = max(self._shown[row], end), column
-        for at in [at for at in self._blocks if at < min(self._looked)]:
-            del self._blocks[at]
         doubt = self.usual.doubt
-        noise.state[:] = column % max(size, 1), end - column, int(doubt > _CALM) + int(doubt > _WILD)
+        noise.state[:] = column % max(size, 1), len(columns), int(doubt > _CALM) + int(doubt > _WILD)
 
     def picks(self, row: int, column: int, scores: Tensor, depth: IntArray) -> IntArray:
         """Return [N] int32: what nodes of `row` would pick with the noise of their columns.
@@ -123,7 +118,7 @@ class Foresight:
             scores: [N, V] of the nodes, the temperature included.
             depth: [N] of the nodes; beyond the noise that is shown they give their best token.
         """
-        known = [self._blocks.get(column + int(level)) for level in depth]
+        known = [self._blocks[row].get(column + int(level)) for level in depth]
         noise = [torch.ones_like(scores[0]) if block is None else block[row] for block in known]
         picked: IntArray = (scores - torch.stack(noise).log()).argmax(-1).cpu().numpy().astype(np.int32)
         return picked
@@ -132,8 +127,8 @@ class Foresight:
 def _row(size: int, vocab: int, heat: float) -> Noise:
     return Noise(
         blocks=np.ones((size, vocab), np.float32),
-        tokens=np.zeros((size, USUAL), np.int32),
-        chances=np.zeros((size, USUAL), np.float32),
+        tokens=np.zeros((size, min(USUAL, vocab)), np.int32),
+        chances=np.zeros((size, min(USUAL, vocab)), np.float32),
         state=np.zeros(3, np.int64),
         heat=np.array([heat], np.float32),
     )

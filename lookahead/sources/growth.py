@@ -203,7 +203,7 @@ def _weight(weights, evidence, j, node, parent, alignment, sets):  # type: ignor
 
 @inner
 def _source(row):  # type: ignore[no-untyped-def]
-    """Return the code of the source that says most of a successor."""
+    """Return the code of the source that says most of a successor; 0 where the noise alone names it."""
     if row.cell == 0:
         if row.recycled > max(row.blend, row.pool_blend):
             return 2
@@ -215,6 +215,8 @@ def _source(row):  # type: ignore[no-untyped-def]
             return 4
         if row.blend == 0.0 and row.window > 0:
             return 5
+        if row.usual > 0.0:
+            return 0
     return 1
 
 
