@@ -292,6 +292,8 @@ def _check(
             )
     if sum(isinstance(source, Source) for source in sources) > GUESTS:
         raise InvalidArgument(f"sources has more than {GUESTS} objects; join some of them in one")
+    if sum(isinstance(source, Jacobi) or source == "jacobi" for source in sources) > 1:
+        raise InvalidArgument("sources has more than one window; give one Jacobi")
     for pool in pools:
         if not isinstance(pool, Pool):
             raise InvalidArgument(f"pools has a {type(pool).__name__}; give lookahead.Pool objects")

@@ -81,12 +81,12 @@ def _ask(recycled, key, slot, column, heat, evidence):  # type: ignore[no-untype
     whole, free = np.float32(0.0), not limited(evidence.guide)
     for r in range(recycled.tokens.shape[1]):
         if free or permits(evidence.guide, recycled.tokens[slot, r]):
-            whole += _heated(recycled.chance[slot, r], heat)
+            whole += _heated(recycled.chance[slot], r, heat)
     if whole <= 0.0:
         return
     deny(evidence, column, np.float32(-3.0))
     for r in range(recycled.tokens.shape[1]):
-        chance = _heated(recycled.chance[slot, r], heat) / whole
+        chance = _heated(recycled.chance[slot], r, heat) / whole
         j = row_of(evidence, recycled.tokens[slot, r]) if chance > 0.0 else -1
         if j >= 0:
             evidence.x[j, column] = log_odds(chance)
@@ -96,8 +96,9 @@ def _ask(recycled, key, slot, column, heat, evidence):  # type: ignore[no-untype
 
 
 @inner
-def _heated(chance, heat):  # type: ignore[no-untyped-def]
-    return chance if heat == 1.0 or chance == 0.0 else chance**heat
+def _heated(chances, r, heat):  # type: ignore[no-untyped-def]
+    """Return chance r, of chances that fall, at another temperature, up to a factor."""
+    return chances[r] if heat == 1.0 or chances[r] == 0.0 else (chances[r] / chances[0]) ** heat
 
 
 @inner
