@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from lookahead import Draft, Drafter, Step
+from lookahead.sources.noise import Noise
 
 
 class Oracle(Drafter):
@@ -153,13 +154,18 @@ class WatcherRow(Drafter):
         contexts: the context of every `propose`.
         drafts: what the inner drafter proposed.
         steps: every `Step`.
+        drawn: what every node of it would draw, where that is known.
     """
 
     def __init__(self, inner: Drafter, prompt: list[int]) -> None:
-        self.inner, self.prompt = inner, prompt
+        self.inner, self.prompt, self.probes = inner, prompt, inner.probes
         self.contexts: list[list[int]] = []
         self.drafts: list[Draft] = []
         self.steps: list[Step] = []
+        self.drawn: list[Any] = []
+
+    def foresee(self, noise: Noise) -> bool:
+        return self.inner.foresee(noise)
 
     def propose(self, context: Any, budget: int) -> Draft:
         self.contexts.append(context.tolist())
@@ -168,4 +174,5 @@ class WatcherRow(Drafter):
 
     def observe(self, step: Step) -> None:
         self.steps.append(step)
+        self.drawn.append(None if step.foreseen is None else step.foreseen(np.arange(len(step.draft), dtype=np.int32)))
         self.inner.observe(step)

@@ -23,7 +23,8 @@ from transformers import DynamicCache, WatermarkingConfig
 from users import CRITERIA, PROCESSORS, Recording, prefix_allowed
 
 import lookahead
-from lookahead import Grower, Lookahead, Pool, Step
+from lookahead import Grower, Jacobi, Lookahead, Pool, Step
+from lookahead.foresight import AHEAD, ROOM
 from lookahead.grammar.grammar import Grammar
 from lookahead.grammar.processor import GrammarProcessor
 
@@ -33,8 +34,16 @@ LIMITS = {
     "chunk": ["lookahead.progress.CHUNK"],
     "realign": ["lookahead.cache.REALIGN"],
     "block": ["lookahead.cache.BLOCK", "lookahead.engine.BLOCK"],
+    "foreseen": ["lookahead.foresight.AHEAD"],
+    "room": ["lookahead.foresight.ROOM"],
 }
 """Constants that a case may set, so that short texts reach what only long ones would."""
+
+WINDOWS = {
+    "jacobi": Jacobi(window=5, ngram=4, verify=5, switch="on"),
+    "leaping": Jacobi(window=4, ngram=3, verify=3, shift="accepted", switch="on"),
+}
+"""Sources of the grower that a case names by one word, though they have settings."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +60,9 @@ class Case:
         embeds: "no", "alone" (inputs_embeds only), "with ids".
         cache: "own", "user" (a DynamicCache of the user's), "full" or "new" (a second turn on it, given all ids or only
             the new ones).
-        drafter: "oracle", "relay" (an oracle of one row at a time), "adversary", or the grower's sources joined by "+";
-            with "pool" among them, to a pool that knows the answer the answers are added in turn.
+        drafter: "oracle", "relay" (an oracle of one row at a time), "adversary", or the grower's sources joined by "+",
+            those of `WINDOWS` too; with "pool" among them, to a pool that knows the answer the answers are added in
+            turn.
         error: of the oracle.
         door: "function", "object", "custom" (model.generate(custom_generate=la)).
         calls: how often the same `Lookahead` runs the case, each time with another seed.
@@ -211,7 +221,17 @@ def lookahead_of(case: Case, model: Any, plain: Result) -> Lookahead:
     """Return the `Lookahead` of `case`; one that asks a pool also adds to it."""
     if "pool" not in case.drafter.split("+"):
         return Lookahead(model, drafter=drafter(case, plain), nodes=case.nodes)
-    return Lookahead(model, sources=case.drafter.split("+"), pool=pool_of(case, plain), nodes=case.nodes)
+    return Lookahead(model, sources=sources_of(case), pool=pool_of(case, plain), nodes=case.nodes)
+
+
+def sources_of(case: Case) -> tuple[Any, ...]:
+    """Return the sources of the grower that `case` names."""
+    return tuple(WINDOWS.get(name, name) for name in case.drafter.split("+"))
+
+
+def probes_of(case: Case) -> int:
+    """Return how many probe nodes a draft of `case` may have beyond its budget."""
+    return max((WINDOWS[name].probes for name in case.drafter.split("+") if name in WINDOWS), default=0)
 
 
 def pool_of(case: Case, plain: Result) -> Pool:
@@ -231,7 +251,7 @@ def drafter(case: Case, plain: Result) -> Any:
         return Oracle(plain.answers or [[]], vocab_of(case), error=case.error, seed=case.seed, relay=relay, wrong=wrong)
     if case.drafter == "adversary":
         return Adversary(plain.answers or [[]], vocab_of(case), seed=case.seed)
-    return Grower(vocab_size=vocab_of(case), sources=tuple(case.drafter.split("+")))
+    return Grower(vocab_size=vocab_of(case), sources=sources_of(case))
 
 
 def first_turn(case: Case, result: Result, ours: bool = False) -> dict[str, Any]:
@@ -479,21 +499,23 @@ def assert_steps_fit(case: Case) -> Watcher:
 def _row_fits(case: Case, seen: WatcherRow, answer: list[int]) -> None:
     committed, asked = answer[:1], list(seen.contexts)
     assert PAD not in seen.prompt, "padding is part of a context"
-    for step in seen.steps:
+    for step, drawn in zip(seen.steps, seen.drawn, strict=True):
         context, proposed = seen.prompt + committed, False
         while asked and len(asked[0]) == len(context):
             seen_now, proposed = asked.pop(0), True
             assert seen_now == context, f"context {seen_now} is not {context}"
         assert proposed or len(step.draft) == 1, "a draft that nobody proposed"
-        _step_fits(case, step, committed[-1])
+        _step_fits(case, step, drawn, committed[-1])
         committed += step.tokens.tolist()
     assert committed == answer, f"steps report {committed}, the answer is {answer}"
     assert not asked, f"asked with context {asked} and nothing came of it"
 
 
-def _step_fits(case: Case, step: Step, last: int) -> None:
+def _step_fits(case: Case, step: Step, drawn: Any, last: int) -> None:
     draft, path, tokens = step.draft, step.path.tolist(), step.tokens.tolist()
-    assert len(draft) - 1 <= case.nodes, "more nodes than the budget"
+    assert len(draft) - 1 <= case.nodes + probes_of(case), "more nodes than the budget"
+    assert (~draft.probe).sum() - 1 <= case.nodes, "probes took the place of other nodes, or were turned into them"
+    assert probes_of(case) == 0 or draft.probe.sum() <= probes_of(case), "more probes than the window has"
     assert 0 <= step.accepted <= len(draft) - 1, "more accepted than drafted"
     assert path[0] == 0
     assert len(path) == len(tokens)
@@ -504,3 +526,18 @@ def _step_fits(case: Case, step: Step, last: int) -> None:
     assert step.top_tokens.shape == step.top_logits.shape == (len(draft), 8)
     if not (case.sample or case.options or case.processors or case.grammar):
         assert step.top_tokens[path, 0].tolist() == tokens, "the likeliest successors are not what was picked"
+    if drawn is not None:
+        assert case.sample
+        shown = path[: columns_shown(case)]
+        if not (case.processors or case.grammar) and {name for name, _ in case.options} <= SIMPLE:
+            assert drawn[shown].tolist() == tokens[: len(shown)], "the noise ahead would have picked something else"
+
+
+SIMPLE = {"temperature", "top_k", "min_p", "epsilon_cutoff", "suppress_tokens", "max_time"}
+"""Options that leave what the noise will pick to be told of all nodes."""
+
+
+def columns_shown(case: Case) -> int:
+    """Return how many columns of the noise drafters may see ahead."""
+    set_to = dict(case.limits)
+    return min(set_to.get("foreseen", AHEAD), set_to.get("room", ROOM) // (case.rows * vocab_of(case)))

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from law import BATTERY, MANY_EOS, Case, assert_exact, assert_steps_fit, drafter, run
+from law import BATTERY, MANY_EOS, Case, assert_exact, assert_steps_fit, drafter, probes_of, run
 from models import ATTENTION, FAMILIES, WORDS, tiny
 from transformers import TopKLogitsWarper
 from users import CRITERIA, PROCESSORS
@@ -74,9 +74,12 @@ LIMIT = {
     "chunk": st.integers(1, 9),
     "realign": st.integers(1, 6),
     "block": st.integers(1, 4),
+    "foreseen": st.integers(0, 4),
+    "room": st.sampled_from((0, 47, 48, 100, 400)),
 }
 STOP_STRINGS = ((), (), (), ("a",), ("th", "9"), ("ab", "ca", "e"))
-DRAFTERS = ("oracle", "oracle", "relay", "adversary", "prompt", "pool", "prompt+pool+recycle")
+GROWN = ("prompt", "pool", "prompt+pool+recycle", "recycle+prompt", "jacobi", "leaping", "prompt+recycle+jacobi")
+DRAFTERS = ("oracle", "oracle", "oracle", "relay", "relay", "adversary", "adversary", *GROWN)
 
 
 @st.composite
@@ -171,6 +174,7 @@ def test_every_family_in_float32(family: str, attention: str) -> None:
     assert_exact(replace(base, seed=1))
     assert_exact(replace(base, seed=2, sample=True, options=(("temperature", 0.9), ("top_k", 12))))
     assert_exact(replace(base, seed=3, rows=1, drafter="prompt+recycle", calls=2))
+    assert_exact(replace(base, seed=4, sample=True, drafter="prompt+recycle+jacobi", calls=2))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -188,7 +192,7 @@ def test_text_that_fills_the_position_table_exactly(family: str, rows: int) -> N
     prompt, new = 7, 17
     model = tiny(family, max_position_embeddings=prompt + new)
     with mock.patch("law.tiny", return_value=model):
-        for seed, who in enumerate(("oracle", "adversary", "relay", "prompt+recycle")):
+        for seed, who in enumerate(("oracle", "adversary", "relay", "prompt+recycle", "jacobi", "prompt+leaping")):
             case = Case(family=family, seed=seed, rows=rows, prompt=prompt, new=new, drafter=who, error=0.0, nodes=48)
             assert_exact(case)
 
@@ -228,7 +232,7 @@ def test_run_adds_up(case: Case) -> None:
     assert run.tokens == columns
     assert len(run.passes) <= columns - 1
     for one in run.passes:
-        assert 1 <= one.nodes <= case.nodes + 1
+        assert 1 <= one.nodes <= case.nodes + probes_of(case) + 1
         assert all(0 <= n <= one.nodes for n in one.committed)
         assert min(one.draft_s, one.model_s, one.rest_s) >= 0
     if case.nodes == 0:

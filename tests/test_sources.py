@@ -58,9 +58,9 @@ def fed(before: Any, after: Any = ()) -> Prompt:
 
 
 @njit
-def ask_table(recycled, before, token, found):  # type: ignore[no-untyped-def]
+def ask_table(recycled, before, token, heat, found):  # type: ignore[no-untyped-def]
     evidence.clear(found)
-    ask_recycled(recycled, before, token, found)
+    ask_recycled(recycled, before, token, heat, found)
 
 
 @njit
@@ -294,14 +294,17 @@ def test_any_text_keeps_a_place_sound(text: list[int], steps: list[int], at: int
 # --- recycle ----------------------------------------------------------------------------------------------------
 
 
-def softmax(logits: Any) -> Any:
-    weights = np.exp(logits - logits[0])
+COLD = np.float32(1.0)
+
+
+def softmax(logits: Any, heat: float = 1.0) -> Any:
+    weights = np.exp((logits - logits[0]) * heat)
     return weights / weights.sum()
 
 
 @given(st.data())
 def test_recycled_equal_naive(data: st.DataObject) -> None:
-    recycled = recycle.empty_tables(40)
+    recycled, heat = recycle.empty_tables(40), data.draw(st.sampled_from((1.0, 2.0, 0.5)))
     pairs: dict[tuple[int, int], Any] = {}
     single: dict[int, Any] = {}
     for _ in range(data.draw(st.integers(1, 4))):
@@ -313,14 +316,14 @@ def test_recycled_equal_naive(data: st.DataObject) -> None:
         logits = -np.sort(-rng.normal(size=(size, 8)).astype(np.float32))
         remember(recycled, before, tokens, parents, tops, logits)
         for i in range(size):
-            entry = {int(t): float(c) for t, c in zip(tops[i], softmax(logits[i]), strict=True)}
+            entry = {int(t): float(c) for t, c in zip(tops[i], softmax(logits[i], heat), strict=True)}
             above = before if i == 0 else int(tokens[parents[i]])
             single[int(tokens[i])] = entry
             if above >= 0:
                 pairs[above, int(tokens[i])] = entry
     before, token = data.draw(st.integers(-1, 5)), data.draw(st.integers(0, 5))
     found = evidence.empty_evidence()
-    ask_table(recycled, np.int64(before), np.int64(token), found)
+    ask_table(recycled, np.int64(before), np.int64(token), np.float32(heat), found)
     best = pairs.get((before, token)) or single.get(token) or {}
     got = {int(r.token): float(r.recycled) for r in rows(found) if r.recycled > 0}
     for token_, value in best.items():
@@ -336,9 +339,9 @@ def test_a_large_vocabulary_shares_slots() -> None:
     remember(recycled, -1, tokens[:1], np.array([-1], np.int32), tops[:1], np.zeros((1, 2), np.float32))
     remember(recycled, -1, tokens[1:], np.array([-1], np.int32), tops[1:], np.zeros((1, 2), np.float32))
     found = evidence.empty_evidence()
-    ask_table(recycled, np.int64(-1), np.int64(7), found)
+    ask_table(recycled, np.int64(-1), np.int64(7), COLD, found)
     assert found.size[0] == 0
-    ask_table(recycled, np.int64(-1), np.int64(tokens[1]), found)
+    ask_table(recycled, np.int64(-1), np.int64(tokens[1]), COLD, found)
     assert set(said(found, 0)) == {3, 4}
 
 
@@ -350,7 +353,7 @@ def test_odd_logits_are_left_out(bad: float) -> None:
     remember(recycled, -1, np.array([5, 6], np.int32), np.array([-1, 0], np.int32), tops, logits)
     for token in (5, 6):
         found = evidence.empty_evidence()
-        ask_table(recycled, np.int64(-1), np.int64(token), found)
+        ask_table(recycled, np.int64(-1), np.int64(token), COLD, found)
         assert np.isfinite(found.x).all()
 
 
@@ -388,16 +391,17 @@ def test_the_shipped_weights_fit() -> None:
     """Where this fails, columns or sets have changed: run examples/train_weights.py again."""
     untrained, fresh = untrained_weights(), fresh_weights()
     with np.load(Path(mixer.__file__).with_name("weights.npz")) as file:
-        shipped = Weights(file["w"], file["energy"], file["trials"])
+        shipped = Weights(*(file[name] for name in Weights._fields))
         assert file["layout"] == LAYOUT
     assert shipped.w.shape == shipped.energy.shape == untrained.w[:SHIPPED].shape
     assert shipped.trials.shape == untrained.trials.shape
+    assert shipped.race.shape == shipped.race_energy.shape == untrained.race.shape
     for learnt, start, before in zip(shipped, fresh, untrained, strict=True):
         assert learnt.dtype == np.float32
         assert np.isfinite(learnt).all()
         assert np.array_equal(start[: len(learnt)], learnt)
         assert np.array_equal(start[len(learnt) :], before[len(learnt) :])
-    assert shipped.energy.min() >= 1.0
+    assert min(shipped.energy.min(), shipped.race_energy.min()) >= 1.0
     assert (shipped.trials > 0).all()
     assert (shipped.trials[:, 0] <= shipped.trials[:, 1]).all()
 
