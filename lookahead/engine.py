@@ -267,9 +267,8 @@ class Lookahead:
         del outputs
         require_ordinary(cache)
         mask = padding_mask(model_kwargs.get("attention_mask"), cache.get_seq_length())
-        self._usual.begin(input_ids, logits.shape[-1])
-        sampler.foresee(self._usual, logits.shape[-1])
-        contexts = Contexts(input_ids.cpu().numpy(), ids_mask(mask, input_ids))
+        sampler.foresee(self._usual, input_ids, logits.shape[-1])
+        contexts = Contexts(input_ids.cpu().numpy(), ids_mask(mask, input_ids), logits.shape[-1])
         try:
             for processor in sampler.grammars:
                 processor.begin(progress.rows, input_ids.shape[1], logits.shape[-1])

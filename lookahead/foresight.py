@@ -22,6 +22,7 @@ AHEAD = 16  # columns that drafters see
 ROOM = 1 << 24  # numbers; with large vocabularies and batches it is fewer columns
 USUAL = 16  # tokens that the noise of a column favours
 _SETTLED = 256.0  # picks after which the average moves slowly
+_HOTTEST = 1e30  # one over the temperature, as far as kernels care
 _RECENT = 24.0  # picks that count for the doubt
 _CALM, _WILD = 0.1, 0.35  # doubts between which a text is neither
 
@@ -49,10 +50,17 @@ class Usual:
     def begin(self, prompt: Tensor, vocab: int) -> None:
         """Get ready for scores of `vocab` tokens; start from the tokens of `prompt` where nothing is known yet."""
         if self._chances is None or len(self._chances) != vocab:
-            counts = torch.bincount(prompt.flatten(), minlength=vocab)[:vocab].float()
+            known = prompt[(prompt >= 0) & (prompt < vocab)]  # a prompt of embeddings may have any ids beside it
+            counts = torch.bincount(known, minlength=vocab).float()
             self._chances = 0.5 * counts / counts.sum().clamp(min=1) + 0.5 / vocab
             self.seen = 4.0
         self._chances = self._chances.to(prompt.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is kept: where scores are."""
+        assert self._chances is not None
+        return self._chances.device
 
     def learn(self, probs: Tensor) -> None:
         """Take in [N, V] distributions that were picked from."""
@@ -86,7 +94,9 @@ class Foresight:
         self._ledger, self._vocab, self.usual = ledger, vocab, usual
         size = min(AHEAD, ROOM // (rows * vocab))
         self._rows = [_row(size, vocab, 1 / temperature) for _ in range(rows)]
-        self._blocks: list[dict[int, Tensor]] = [{} for _ in range(rows)]  # by column, what each row is shown
+        # The same blocks where the scores are; on a CPU they are those very arrays.
+        self._blocks = [torch.from_numpy(row.blocks).to(usual.device) for row in self._rows]
+        self._shown = [range(0)] * rows
 
     def row(self, row: int) -> Noise:
         """Return the noise of one row; `look` keeps it up to date."""
@@ -94,19 +104,19 @@ class Foresight:
 
     def look(self, row: int, column: int, remaining: int) -> None:
         """Show `row`, whose next token is that of `column`, the noise from there on, at most `remaining` columns."""
-        noise, before = self._rows[row], self._blocks[row]
+        noise, blocks, before = self._rows[row], self._blocks[row], self._shown[row]
         size = len(noise.blocks)
-        columns = range(column, column + min(size, remaining))
-        self._blocks[row] = {at: self._ledger.noise(at, self._vocab) for at in columns}
+        self._shown[row] = columns = range(column, column + min(size, remaining))
         fresh = [at for at in columns if at not in before]
         for at in fresh:
-            noise.blocks[at % size] = self._blocks[row][at][row].cpu().numpy()
+            blocks[at % size] = self._ledger.noise(at, self._vocab)[row]
+            if blocks.device.type != "cpu":
+                noise.blocks[at % size] = blocks[at % size].cpu().numpy()
         # While little is known of what is usual, it is worth another look at all.
-        asked = fresh if self.usual.seen >= _SETTLED / 4 else list(columns)
-        if asked:
-            blocks = torch.stack([self._blocks[row][at][row] for at in asked])
+        asked = fresh if self.usual.seen >= _SETTLED / 4 else columns
+        if len(asked):
             places = [at % size for at in asked]
-            noise.tokens[places], noise.chances[places] = self.usual.favoured(blocks)
+            noise.tokens[places], noise.chances[places] = self.usual.favoured(blocks[places])
         doubt = self.usual.doubt
         noise.state[:] = column % max(size, 1), len(columns), int(doubt > _CALM) + int(doubt > _WILD)
 
@@ -118,9 +128,12 @@ class Foresight:
             scores: [N, V] of the nodes, the temperature included.
             depth: [N] of the nodes; beyond the noise that is shown they give their best token.
         """
-        known = [self._blocks[row].get(column + int(level)) for level in depth]
-        noise = [torch.ones_like(scores[0]) if block is None else block[row] for block in known]
-        picked: IntArray = (scores - torch.stack(noise).log()).argmax(-1).cpu().numpy().astype(np.int32)
+        blocks, shown = self._blocks[row], len(self._shown[row])
+        places = torch.from_numpy((column + depth) % max(len(blocks), 1)).to(blocks.device)
+        known = torch.from_numpy(depth < shown).to(blocks.device)
+        if shown:
+            scores = torch.where(known[:, None], scores - blocks[places].log(), scores)
+        picked: IntArray = scores.argmax(-1).cpu().numpy().astype(np.int32)
         return picked
 
 
@@ -130,5 +143,5 @@ def _row(size: int, vocab: int, heat: float) -> Noise:
         tokens=np.zeros((size, min(USUAL, vocab)), np.int32),
         chances=np.zeros((size, min(USUAL, vocab)), np.float32),
         state=np.zeros(3, np.int64),
-        heat=np.array([heat], np.float32),
+        heat=np.array([min(heat, _HOTTEST)], np.float32),
     )

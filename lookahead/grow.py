@@ -202,7 +202,7 @@ class Row(Drafter):
         ahead = np.zeros(window.reach, np.int32)
         if window.wants_guesses:
             look_ahead(self._tree, self._index, self._grower.recycled, self._tail, self._start, ahead)
-        return window.lay(draft, ahead, self._tree, self._guide.masks)
+        return window.lay(draft, ahead, self._tree, self._guide.masks, self._limits[1])
 
     def _observe_window(self, step: Step, window: Window) -> None:
         masks = self._guide.masks
@@ -212,7 +212,7 @@ class Row(Drafter):
             see(self._tree, masks, self._seen)
         window.observe(step, self._seen)
         if self._grower.switch is not None:
-            self._grower.switch.observe(step.rows, step.seconds, len(step.tokens))
+            self._grower.switch.observe(step.rows, step.seconds, len(step.tokens), step.row)
 
     def _look_at(self, matcher: Matcher) -> None:
         """Let the kernels see the matcher's masks, which it may have moved."""

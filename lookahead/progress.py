@@ -245,13 +245,21 @@ class Progress:
 
 
 class Contexts:
-    """What the drafter of each row sees: prompt without padding and generated tokens, [L] int32."""
+    """What the drafter of each row sees: prompt without padding and generated tokens, [L] int32.
 
-    def __init__(self, prompt: NDArray[np.int64], mask: NDArray[np.bool_] | None) -> None:
+    Args:
+        prompt: [B, P]; ids that are no tokens, as they may stand beside `inputs_embeds`, are left out.
+        mask: [B, P] bool, what of it is not padding.
+        vocab: tokens are smaller.
+    """
+
+    def __init__(self, prompt: NDArray[np.int64], mask: NDArray[np.bool_] | None, vocab: int) -> None:
         self._buffers: list[IntArray] = []
         self._prompts: list[int] = []
+        known = (prompt >= 0) & (prompt < vocab)
+        known = known if mask is None else known & mask
         for row in range(prompt.shape[0]):
-            tokens = prompt[row] if mask is None else prompt[row][mask[row]]
+            tokens = prompt[row][known[row]]
             self._prompts.append(len(tokens))
             self._buffers.append(np.concatenate([tokens.astype(np.int32), np.zeros(CHUNK, np.int32)]))
 

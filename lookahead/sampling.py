@@ -144,14 +144,16 @@ class Sampler:
             self._picks = first.reshape(logits.shape[:2]).tolist()
         return best
 
-    def foresee(self, usual: Usual, vocab: int) -> None:
+    def foresee(self, usual: Usual, prompt: Tensor, vocab: int) -> None:
         """Let drafters look at the noise of coming columns, where it is known.
 
         Args:
             usual: learns from what is drawn from.
+            prompt: [B, P] ids.
             vocab: the width of the logits.
         """
         if self._ledger is not None and self._ahead:
+            usual.begin(prompt, vocab)
             heats = [p.temperature for p in self._processors if type(p) is hf.TemperatureLogitsWarper]
             self.foresight = Foresight(self._ledger, self._rows, vocab, math.prod(heats), usual)
 

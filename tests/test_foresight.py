@@ -197,7 +197,7 @@ def test_noise_is_shown_only_where_it_is_known():
     def foresight(*processors: Any, **arguments: Any) -> Foresight | None:
         options = {"do_sample": True, "rows": 1, "device": CPU, "ahead": True} | arguments
         sampler = Sampler(LogitsProcessorList(processors), **options)
-        sampler.foresee(usual_of(VOCAB), VOCAB)
+        sampler.foresee(usual_of(VOCAB), torch.zeros((1, 0), dtype=torch.long), VOCAB)
         return sampler.foresight
 
     for rows in (1, 3):
@@ -484,3 +484,18 @@ def test_the_battery_with_noise_and_window():
         if case.sample and not case.processors and not case.criteria:
             assert_exact(Case(**{name: getattr(case, name) for name in case.__dataclass_fields__} | {
                 "drafter": "prompt+recycle+jacobi", "poison": False}))  # fmt: skip
+
+
+@pytest.mark.parametrize("placeholder", [-200, 10**6, 2**31 - 1])
+@pytest.mark.parametrize("sample", [False, True])
+def test_ids_beside_embeddings_may_be_anything(placeholder: int, sample: bool):
+    """They are placeholders of what the embeddings hold; neither the usual chances nor a window may trip over them."""
+    model = tiny("llama")
+    ids = torch.tensor([[5, placeholder, placeholder, 6, 7]])
+    arguments = {"inputs_embeds": model.get_input_embeddings()(ids.clamp(3, VOCAB - 1)).detach(), "input_ids": ids}
+    arguments |= {"attention_mask": torch.ones_like(ids), "max_new_tokens": 12, "do_sample": sample}
+    for sources in (("prompt", "recycle"), (Jacobi(window=3, ngram=4, verify=3, switch="on"),)):
+        torch.manual_seed(1)
+        plain = model.generate(**arguments)
+        torch.manual_seed(1)
+        assert Lookahead(model, sources=sources).generate(**arguments).equal(plain)

@@ -121,7 +121,7 @@ def test_ids_are_the_callers_own() -> None:
 @given(blocks=st.lists(st.lists(st.integers(0, 99), max_size=700), max_size=5), padding=st.integers(0, 3))
 def test_contexts_are_prompt_without_padding_and_what_was_committed(blocks: list[list[int]], padding: int) -> None:
     prompt, mask = np.array([[1, 2, 3, 4]]), np.array([[i >= padding for i in range(4)]])
-    contexts, naive = Contexts(prompt, mask), [1, 2, 3, 4][padding:]
+    contexts, naive = Contexts(prompt, mask, 100), [1, 2, 3, 4][padding:]
     start = len(naive)
     for block in blocks:
         contexts.extend(0, len(naive) - start, np.array(block, np.int64))

@@ -12,7 +12,7 @@ import torch
 from models import tiny
 
 from lookahead import Grower, Jacobi, Lookahead
-from lookahead.sources.switch import BLOCK, CHEAP, LASTING, LEAST, RECENT, TRIALS, Switch
+from lookahead.sources.switch import BLOCK, CHEAP, LASTING, LEAST, TRIALS, Switch
 
 PROBES = 59
 TRIAL = 2 * TRIALS * BLOCK
@@ -97,19 +97,40 @@ def test_the_bound_of_the_price():
     )
 
 
-def test_passes_that_are_all_of_one_size_tell_no_price():
-    switch = Switch(PROBES)
-    for _ in range(500):
-        switch.observe(20, 1.0, 2)
-        assert not switch.on
-    for rows in range(RECENT):
-        switch.observe(rows, 1.0, 2)
-    assert any(_observe(switch, 10) for _ in range(2 * BLOCK))
+class OneSize(Machine):
+    """A machine whose trees are all of one size."""
+
+    def run(self, passes: int) -> list[bool]:
+        ran = []
+        for _ in range(passes):
+            ran.append(self.switch.on)
+            rows = 20 + self.probes * ran[-1]
+            self.switch.observe(rows, self.price(rows), 2 + int(self.gain * ran[-1]))
+        return ran
 
 
-def _observe(switch: Switch, rows: int) -> bool:
-    switch.observe(rows, 1.0, 2)
-    return switch.on
+def test_passes_that_are_all_of_one_size_need_a_peek():
+    """One pass with the window shows the price; where it is dear, that was all for a long time."""
+    assert sum(OneSize(steep, 5.0).run(LEAST + LASTING)) == 1
+    machine = OneSize(flat, 1.0)
+    machine.run(LEAST + 1 + TRIAL)
+    assert machine.switch.on
+    machine = OneSize(flat, 0.0)
+    assert sum(machine.run(LEAST + 1 + TRIAL)) == 1 + TRIALS * BLOCK
+    assert not any(machine.run(LASTING))
+
+
+def test_rows_of_a_batch_make_one_pass():
+    """Eight rows in a batch decide no sooner than one, and their tokens add up."""
+    one, eight, ended = Switch(PROBES), Switch(PROBES), Switch(PROBES)
+    for number in range(LEAST + TRIAL + 9):
+        rows = 5 + number % 7
+        one.observe(rows, 1.0, 8)
+        for row in range(8):
+            eight.observe(rows, 1.0, 1, row)
+        for row in (3, 5):
+            ended.observe(rows, 1.0, 1, row)
+        assert one.on == eight.on == ended.on
 
 
 def test_both_ways_are_tried_in_turns():
@@ -172,7 +193,7 @@ def test_the_grower_asks_its_switch():
 def test_the_switch_is_told_of_every_pass(rows: int):
     """Rows of the whole pass, padding included, and the tokens of one row; both as they were, with the window and
     without it."""
-    told: list[tuple[int, float, int]] = []
+    told: list[tuple[int, float, int, int]] = []
 
     def observe(self: Switch, *what: Any) -> None:
         told.append(what)
@@ -183,7 +204,7 @@ def test_the_switch_is_told_of_every_pass(rows: int):
     with mock.patch.object(Switch, "observe", observe):
         la.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False)
     assert la.last is not None
-    wanted = [(one.nodes, tokens) for one in la.last.passes for tokens in one.committed if tokens > 0]
-    assert [(size, tokens) for size, _, tokens in told] == wanted
-    assert all(seconds > 0 for _, seconds, _ in told)
-    assert min(size for size, _, _ in told) <= 7 < max(size for size, _, _ in told)
+    wanted = [(one.nodes, new, row) for one in la.last.passes for row, new in enumerate(one.committed) if new > 0]
+    assert [(size, tokens, row) for size, _, tokens, row in told] == wanted
+    assert all(seconds > 0 for _, seconds, _, _ in told)
+    assert min(size for size, *_ in told) <= 7 < max(size for size, *_ in told)

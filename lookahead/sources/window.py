@@ -72,7 +72,7 @@ class Window:
         self.guesses.state[:] = 0, self.guesses.levels.shape[1]
         self._laid = None
 
-    def lay(self, draft: Draft, ahead: IntArray, tree: Tree, masks: Words) -> Draft:
+    def lay(self, draft: Draft, ahead: IntArray, tree: Tree, masks: Words, vocab_size: int) -> Draft:
         """Return `draft` with the window below it. A guess that stands there already needs no node of its own.
 
         A guess that the grammar forbids where it would stand, as far as that is known, gives way to the likeliest node
@@ -83,10 +83,11 @@ class Window:
                 where `wants_guesses`.
             tree: what `draft` was made from, node by node.
             masks: of its states in the grammar.
+            vocab_size: a guess at or above it gives way to the root's token.
         """
         size = len(draft) + self.options.probes
         tokens, parents, probe = np.zeros(size, np.int32), np.zeros(size, np.int32), np.zeros(size, np.bool_)
-        used = lay(self.guesses, ahead, tree, masks, tokens, parents, probe)
+        used = lay(self.guesses, ahead, tree, masks, vocab_size, tokens, parents, probe)
         weight, source = np.zeros(used, np.float32), np.full(used, WINDOW, np.uint8)
         weight[: len(draft)], source[: len(draft)] = draft.weight, draft.source
         self._laid = Draft(tokens[:used], parents[:used], weight, source, probe[:used])
@@ -131,7 +132,7 @@ def wants_guesses(guesses):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def lay(guesses, ahead, tree, masks, tokens, parents, probe):  # type: ignore[no-untyped-def]
+def lay(guesses, ahead, tree, masks, vocab_size, tokens, parents, probe):  # type: ignore[no-untyped-def]
     """Copy the tree, add the guesses that are not in it, and return how many nodes there are."""
     used = tree.used[NODES]
     for i in range(used):
@@ -144,6 +145,8 @@ def lay(guesses, ahead, tree, masks, tokens, parents, probe):  # type: ignore[no
                 continue
             if levels[level, column] < 0:
                 levels[level, column] = ahead[level + column - 1]
+            if not 0 <= levels[level, column] < vocab_size:
+                levels[level, column] = tokens[0]
             above = nodes[0, column - 1] if level == 0 else nodes[level - 1, column]
             levels[level, column] = _allowed(tree, masks, above, levels[level, column])
             node = _child(tokens, parents, used, above, levels[level, column])
