@@ -108,6 +108,9 @@ class Counted(Drafter):
     def obey(self, matcher: Any) -> bool:
         return self.inner.obey(matcher)
 
+    def foresee(self, noise: Any) -> bool:
+        return self.inner.foresee(noise)
+
     def propose(self, context: IntArray, budget: int) -> Draft:
         return self.inner.propose(context, budget)
 

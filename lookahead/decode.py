@@ -50,6 +50,8 @@ class Decoder:
         self._obeys = [m is None or d.obey(m) for d, m in zip(drafters, self._matchers, strict=False)]
         foresight = sampler.foresight
         self._foresees = [foresight is not None and d.foresee(foresight.row(row)) for row, d in enumerate(drafters)]
+        if not any(self._foresees):
+            sampler.foresight = None
         self.passes: list[Pass] = []
 
     def run(self, prefill: Tensor) -> None:

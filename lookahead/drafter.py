@@ -17,7 +17,7 @@ class Drafter(ABC):
     object for each row; what should outlive a request stays in the drafter that the user holds.
 
     Attributes:
-        probes: probe nodes that a draft may have beyond its budget.
+        probes: probe nodes that a draft may have beyond its budget; of the object that `start` returned.
     """
 
     probes: int = 0

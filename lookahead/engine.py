@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from transformers.generation import (
@@ -15,8 +15,9 @@ from transformers.generation import (
 
 from lookahead.cache import BLOCK, require_ordinary
 from lookahead.decode import Decoder
+from lookahead.draft import IntArray
 from lookahead.drafter import Drafter
-from lookahead.errors import InvalidArgument
+from lookahead.errors import InvalidArgument, InvalidDraft
 from lookahead.families import require_supported
 from lookahead.foresight import Usual
 from lookahead.grammar.grammar import Grammar
@@ -274,8 +275,8 @@ class Lookahead:
                 processor.begin(progress.rows, input_ids.shape[1], logits.shape[-1])
             with sampler.undisturbed():
                 rows = range(progress.rows if self.nodes else 0)
-                drafters = [self.drafter.start(contexts.view(row, 0)) for row in rows]
-            room = min(progress.remaining(0), 2 * BLOCK) + self.nodes + 1
+                drafters = [self._started(contexts.view(row, 0)) for row in rows]
+            room = min(progress.remaining(0), 2 * BLOCK) + self.nodes + self.drafter.probes + 1
             positions = last_positions(model_kwargs, cache, input_ids)
             target = Target(self.model, family, cache, mask, positions, room)
             vocab = int(self.model.config.vocab_size)
@@ -294,6 +295,14 @@ class Lookahead:
             for processor in sampler.grammars:
                 processor.close()
         return cache
+
+    def _started(self, context: IntArray) -> Drafter:
+        """Return the drafter of one row."""
+        drafter: Any = self.drafter.start(context)
+        if not isinstance(drafter, Drafter):
+            name, given = type(self.drafter).__name__, type(drafter).__name__
+            raise InvalidDraft(f"{name}.start() returned a {given}; return a lookahead.Drafter")
+        return cast(Drafter, drafter)
 
     def _learn_values(self, sampler: Sampler, progress: Progress) -> None:
         """Let the default drafter learn from outputs that followed a grammar."""

@@ -8,6 +8,8 @@ was drawn ahead and never used goes back to the generator (`NoiseLedger.rewind`)
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -97,6 +99,7 @@ class Foresight:
         # The same blocks where the scores are; on a CPU they are those very arrays.
         self._blocks = [torch.from_numpy(row.blocks).to(usual.device) for row in self._rows]
         self._shown = [range(0)] * rows
+        self._again = [0.0 if usual.seen < _SETTLED else math.inf] * rows
 
     def row(self, row: int) -> Noise:
         """Return the noise of one row; `look` keeps it up to date."""
@@ -112,8 +115,10 @@ class Foresight:
             blocks[at % size] = self._ledger.noise(at, self._vocab)[row]
             if blocks.device.type != "cpu":
                 noise.blocks[at % size] = blocks[at % size].cpu().numpy()
-        # While little is known of what is usual, it is worth another look at all.
-        asked = fresh if self.usual.seen >= _SETTLED / 4 else columns
+        asked: Sequence[int] = fresh
+        if self.usual.seen >= self._again[row]:
+            # More is known of what is usual than at the last look at all of them.
+            asked, self._again[row] = columns, 2 * self.usual.seen
         if len(asked):
             places = [at % size for at in asked]
             noise.tokens[places], noise.chances[places] = self.usual.favoured(blocks[places])

@@ -17,6 +17,7 @@ from lookahead.grammar.matcher import Matcher
 from lookahead.grammar.values import Chain, KeyValues, chains
 from lookahead.pool.pool import Pool, combined
 from lookahead.sources.ahead import look_ahead
+from lookahead.sources.codes import NAMES
 from lookahead.sources.evidence import GUESTS, add_guest
 from lookahead.sources.growth import ask_again, begin, empty_scratch, grow, learn_at, learn_from, step
 from lookahead.sources.guide import guide
@@ -32,7 +33,7 @@ from lookahead.sources.tree import CURSOR, NODES, empty_tree, match_nodes
 from lookahead.sources.window import Window, see
 from lookahead.trace import Step
 
-SOURCES = ("unknown", "prompt", "recycle", "pool", "grammar", "jacobi")
+SOURCES = NAMES
 """Names of the codes in `Draft.source`; the code of the i-th `Source` object is `len(SOURCES) + i`."""
 
 ENTER = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
@@ -85,6 +86,11 @@ class Grower(Drafter):
             restore(self.weights, calibration)
 
     @property
+    def probes(self) -> int:  # type: ignore[override]
+        """Rows that the window may add to a pass."""
+        return 0 if self.jacobi is None else self.jacobi.probes
+
+    @property
     def window_runs(self) -> bool:
         """Whether the window of Jacobi lookahead runs in the next pass."""
         return self.jacobi is not None and (self.switch is None or self.switch.on)
@@ -134,7 +140,7 @@ class Row(Drafter):
         options = grower.jacobi
         self._ngrams = no_ngrams() if options is None else empty_ngrams(options)
         self._window = None if options is None else Window(options, self._ngrams)
-        self.probes = 0 if options is None else options.probes
+        self.probes = grower.probes
         self._seen = np.zeros(0, np.uint32)  # tokens that the grammar has allowed so far
         self._noise = no_noise()
         self._scratch = empty_scratch(ngrams=self._ngrams)

@@ -33,8 +33,7 @@ ROW_LOCAL = ROW_PURE | {
     GrammarProcessor,
 }  # fmt: skip
 # Sums along a row may round differently for one row and for many on an accelerator: only these are safe there.
-SORTING = {hf.TopPLogitsWarper, hf.TypicalLogitsWarper}
-SAME_AT_ONCE = ROW_PURE - SORTING
+SAME_AT_ONCE = ROW_PURE - {hf.TopPLogitsWarper, hf.TypicalLogitsWarper}
 ALL_NODES_LIMIT = 1 << 16  # scores; on a CPU, processing more nodes than are visited costs more than calls save
 
 
@@ -169,7 +168,7 @@ class Sampler:
         assert self.foresight is not None
         scores = self._as_plain(self._logits[row, torch.from_numpy(nodes.astype(np.int64)).to(self._logits.device)])
         for processor in self._processors:
-            if type(processor) in ROW_PURE - SORTING:
+            if type(processor) in SAME_AT_ONCE:
                 scores = processor(None, scores)
         return self.foresight.picks(row, column, scores, depth[nodes])
 

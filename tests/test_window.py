@@ -27,10 +27,11 @@ from lookahead.grammar.matcher import Matcher
 from lookahead.grammar.vocabulary import Vocabulary
 from lookahead.grow import SOURCES, Row
 from lookahead.sources import evidence
+from lookahead.sources.codes import JACOBI
 from lookahead.sources.evidence import BY_WINDOW, WINDOW_HERE, WINDOW_LENGTH, WINDOW_RANK, Evidence, log_odds
 from lookahead.sources.jacobi import SLOTS, Ngrams, ask_ngrams, empty_ngrams, keep_ngrams
 from lookahead.sources.tree import NODES
-from lookahead.sources.window import UNKNOWN, WINDOW
+from lookahead.sources.window import UNKNOWN
 
 Model = Callable[[list[int]], int]
 Gram = tuple[int, ...]
@@ -371,18 +372,18 @@ def test_the_window_alone_drafts_what_is_accepted(family: str, sample: bool, ahe
 
 
 def test_nodes_say_that_they_come_from_the_window():
-    assert SOURCES[WINDOW] == "jacobi"
+    assert SOURCES[JACOBI] == "jacobi"
     row, text, seen = row_of(OPTIONS, [1, 2, 3, 4]), [1, 2, 3, 4], set()
     model = model_of(3)
     for _ in range(20):
         draft = row.propose(array(text), 8)
-        assert (draft.source[draft.probe] == WINDOW).all()
+        assert (draft.source[draft.probe] == JACOBI).all()
         assert (draft.weight[draft.probe] == 0).all()
         seen |= set(draft.source[1:][~draft.probe[1:]].tolist())
         step = verify(draft, model, text)
         row.observe(step)
         text = text + step.tokens.tolist()
-    assert seen == {WINDOW}
+    assert seen == {JACOBI}
 
 
 @settings(max_examples=40)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lookahead.sources import codes
 from lookahead.sources.alignment import FIELDS, advance, ask_alignment, expected, state_of
 from lookahead.sources.evidence import (
     AT_ROOT,
@@ -206,18 +207,18 @@ def _source(row):  # type: ignore[no-untyped-def]
     """Return the code of the source that says most of a successor; 0 where the noise alone names it."""
     if row.cell == 0:
         if row.recycled > max(row.blend, row.pool_blend):
-            return 2
+            return codes.RECYCLE
         if row.pool_blend > row.blend:
-            return 3
+            return codes.POOL
         if row.blend == 0.0 and row.guest > 0:
-            return 5 + row.guest
+            return len(codes.NAMES) - 1 + row.guest
         if row.blend == 0.0 and row.named > 0:
-            return 4
+            return codes.GRAMMAR
         if row.blend == 0.0 and row.window > 0:
-            return 5
+            return codes.JACOBI
         if row.usual > 0.0:
-            return 0
-    return 1
+            return codes.UNKNOWN
+    return codes.PROMPT
 
 
 @inner

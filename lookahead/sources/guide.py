@@ -139,12 +139,16 @@ def limited(guide):  # type: ignore[no-untyped-def]
 @inner
 def permits(guide, token):  # type: ignore[no-untyped-def]
     """Return whether `token` (not negative) may follow and does not end the text."""
-    if token >= 32 * guide.masks.shape[1]:
-        return False
     for end in guide.ends:
         if token == end:
             return False
-    return (guide.masks[guide.now[STATE], token >> 5] >> np.uint32(token & 31)) & np.uint32(1) != 0
+    return holds(guide.masks[guide.now[STATE]], token)
+
+
+@inner
+def holds(mask, token):  # type: ignore[no-untyped-def]
+    """Return whether `token` (not negative) is in `mask`."""
+    return token < 32 * mask.shape[0] and (mask[token >> 5] >> np.uint32(token & 31)) & np.uint32(1) != 0
 
 
 @inner

@@ -1,11 +1,10 @@
 """One chance from all evidence: logistic mixing with online learning, as in context-mixing compressors (Mahoney 2005).
 
 The weights of a successor are a sum of seven sets, picked by the longest context that knows it, by its standing with
-the alignment, by its rank among the recycled logits and by the n-gram
-of the window that names it, by the longest suffix in the pools that knows it, by what the
-grammar allows beside it, by the token before it and by the token itself. They learn at every accepted node from what
-followed it, from all successors that were considered there, and outlive the request. They start from what they learnt
-of other text beforehand.
+the alignment, by its rank among the recycled logits and by the n-gram of the window that names it, by the longest
+suffix in the pools that knows it, by what the grammar allows beside it, by the token before it and by the token itself.
+They learn at every accepted node from what followed it, from all successors that were considered there, and outlive the
+request. They start from what they learnt of other text beforehand.
 """
 
 from __future__ import annotations
@@ -43,6 +42,7 @@ from lookahead.sources.evidence import (
 )
 from lookahead.sources.guide import BUCKETS, bucket
 from lookahead.sources.kernels import inner, inner_sum
+from lookahead.sources.online import adapt, logistic
 from lookahead.sources.race import untrained_race
 
 SETS = 7
@@ -55,9 +55,8 @@ _FOURTH = _THIRD + _RANKS
 _FIFTH = _FOURTH + _POOLED
 _SIXTH = _FIFTH + 3 * BUCKETS
 _SEVENTH = _SIXTH + _TOKENS
-_RATE, _SLOWEST = np.float32(0.05), np.float32(5000.0)
+_RATE = np.float32(0.05)
 _MEMORY = 250.0  # trials after which old ones fade
-_WIDEST = np.float32(8.0)  # log-odds
 
 
 LAYOUT = 3
@@ -163,10 +162,7 @@ def choose_sets(evidence, j, alignment, before, sets):  # type: ignore[no-untype
 def chance_of(weights, x, sets):  # type: ignore[no-untyped-def]
     """Return the chance that the evidence `x` gives, strictly between 0 and 1."""
     w = weights.w
-    z = _weigh(w[sets[0]], w[sets[1]], w[sets[2]], w[sets[3]], w[sets[4]], w[sets[5]], w[sets[6]], x)
-    # Far enough out that the error there moves nothing.
-    z = _WIDEST if z > _WIDEST else -_WIDEST if z < -_WIDEST else z
-    return np.float32(1.0) / (np.float32(1.0) + np.exp(-z))
+    return logistic(_weigh(w[sets[0]], w[sets[1]], w[sets[2]], w[sets[3]], w[sets[4]], w[sets[5]], w[sets[6]], x))
 
 
 @inner_sum
@@ -186,9 +182,7 @@ def learn(weights, x, sets, cell, hit):  # type: ignore[no-untyped-def]
         for i in range(COLUMNS):
             gradient = error * x[i]
             if gradient != 0.0:
-                if weights.energy[s, i] < _SLOWEST:
-                    weights.energy[s, i] += gradient * gradient
-                weights.w[s, i] += _RATE * gradient / np.sqrt(weights.energy[s, i])
+                adapt(weights.w, weights.energy, s, i, gradient, _RATE)
     if cell > 0:
         trial = weights.trials[cell]
         if trial[1] > _MEMORY:

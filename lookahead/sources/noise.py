@@ -9,17 +9,20 @@ from numpy.typing import NDArray
 
 from lookahead.draft import FloatArray, IntArray
 
+FIRST, SHOWN = 0, 1  # in `state`
+DOUBT = 2  # in `state`: how much the model doubts what it picks of late, 0, 1 or 2
+
 
 class Noise(NamedTuple):
     """What draws the next tokens.
 
-    Entry (state[0] + d) % R is about the token that follows a node of depth d, for d < state[1].
+    Entry (state[FIRST] + d) % R is about the token that follows a node of depth d, for d < state[SHOWN].
     """
 
     blocks: FloatArray  # [R, V] the exponential noise q of R columns
     tokens: IntArray  # [R, K] tokens that it favours: those with the largest usual chance over q
     chances: FloatArray  # [R, K] the usual chance of those
-    state: NDArray[np.int64]  # [3] see above; then how much the model doubts what it picks of late: 0, 1 or 2
+    state: NDArray[np.int64]  # [3] see above
     heat: FloatArray  # [1] one over the temperature
 
 

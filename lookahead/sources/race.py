@@ -11,6 +11,8 @@ import numpy as np
 from lookahead.draft import FloatArray
 from lookahead.sources.evidence import RACE, log_odds, row_of
 from lookahead.sources.kernels import inner, inner_sum
+from lookahead.sources.noise import DOUBT, FIRST, SHOWN
+from lookahead.sources.online import adapt, logistic
 
 BIAS, GIVEN, MARGIN, ALONE, UNSEEN = range(RACE)
 PLACES, LEVELS, DOUBTS, CERTAINTIES = 4, 8, 3, 4
@@ -18,10 +20,9 @@ SETS = (2 * PLACES + LEVELS * CERTAINTIES) * DOUBTS
 """Sets of weights: by the place in the race, for tokens that sources name and for others; and by the chance before the
 race, and how certain the model was when it last saw what comes before; all of them by the model's doubts of late."""
 
-_RATE, _SLOWEST = np.float32(0.05), np.float32(5000.0)
+_RATE = np.float32(0.05)
 _LEAST = np.float32(0.02)  # of the chance is left for tokens that nobody names
 _FAR, _NEVER, _TINY = np.float32(6.0), np.float32(80.0), np.float32(1e-12)
-_WIDEST = np.float32(8.0)
 
 
 def untrained_race() -> FloatArray:
@@ -35,9 +36,9 @@ def untrained_race() -> FloatArray:
 @inner
 def known_ahead(noise, depth):  # type: ignore[no-untyped-def]
     """Return where the noise is of what follows a node of `depth`; -1: it is not known."""
-    if depth >= noise.state[1]:
+    if depth >= noise.state[SHOWN]:
         return np.int64(-1)
-    return (noise.state[0] + depth) % noise.blocks.shape[0]
+    return (noise.state[FIRST] + depth) % noise.blocks.shape[0]
 
 
 @inner
@@ -58,17 +59,11 @@ def run_race(weights, noise, at, named, evidence):  # type: ignore[no-untyped-de
     Args:
         named: rows whose weights are estimates; the others get a share of what these leave.
     """
-    rows, size, left = evidence.rows, evidence.size[0], np.float32(1.0)
-    for j in range(named):
-        left -= rows[j].weight
-    left = max(left, _LEAST)
+    rows, size, left = evidence.rows, evidence.size[0], _share(evidence, named)
     best, second = -_NEVER, -_NEVER
     for j in range(size):
-        if j >= named:
-            rows[j].weight = left * rows[j].usual
-            rows[j].given = rows[j].weight
         score = -_NEVER
-        if rows[j].token < noise.blocks.shape[1]:
+        if 0 <= rows[j].token < noise.blocks.shape[1]:
             score = np.float32(np.log((rows[j].weight + _TINY) / (noise.blocks[at, rows[j].token] + _TINY)))
         rows[j].score = score
         if score > best:
@@ -78,9 +73,22 @@ def run_race(weights, noise, at, named, evidence):  # type: ignore[no-untyped-de
     certainty = _certainty(evidence, named)
     for j in range(size):
         _describe(evidence, j, named, best, second, left)
-        rows[j].place += 2 * PLACES * noise.state[2]
-        rows[j].level += LEVELS * (certainty + CERTAINTIES * noise.state[2])
+        rows[j].place += 2 * PLACES * noise.state[DOUBT]
+        rows[j].level += LEVELS * (certainty + CERTAINTIES * noise.state[DOUBT])
         rows[j].weight = _chance(weights, rows[j], evidence.race[j])
+
+
+@inner
+def _share(evidence, named):  # type: ignore[no-untyped-def]
+    """Share what the named rows leave of all chances among the others; return it."""
+    left = np.float32(1.0)
+    for j in range(named):
+        left -= evidence.rows[j].weight
+    left = max(left, _LEAST)
+    for j in range(named, evidence.size[0]):
+        row = evidence.rows[j]
+        row.given = row.weight = left * row.usual
+    return left
 
 
 @inner
@@ -110,9 +118,7 @@ def _describe(evidence, j, named, best, second, left):  # type: ignore[no-untype
 
 @inner
 def _chance(weights, row, x):  # type: ignore[no-untyped-def]
-    z = _weigh(weights.race[row.place], weights.race[row.level], x)
-    z = _WIDEST if z > _WIDEST else -_WIDEST if z < -_WIDEST else z
-    return np.float32(1.0) / (np.float32(1.0) + np.exp(-z))
+    return logistic(_weigh(weights.race[row.place], weights.race[row.level], x))
 
 
 @inner_sum
@@ -131,7 +137,4 @@ def learn_race(weights, evidence, token):  # type: ignore[no-untyped-def]
         error = np.float32(row.token == token) - row.weight
         for s in (row.place, row.level):
             for i in range(RACE):
-                gradient = error * x[i]
-                if weights.race_energy[s, i] < _SLOWEST:
-                    weights.race_energy[s, i] += gradient * gradient
-                weights.race[s, i] += _RATE * gradient / np.sqrt(weights.race_energy[s, i])
+                adapt(weights.race, weights.race_energy, s, i, error * x[i], _RATE)

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from lookahead.draft import Draft, IntArray
 from lookahead.grammar.masks import Words
+from lookahead.sources.codes import JACOBI
+from lookahead.sources.guide import holds
 from lookahead.sources.jacobi import Jacobi, Ngrams, keep_ngram
 from lookahead.sources.kernels import inner, kernel
 from lookahead.sources.tree import NODES, Tree, best_child
@@ -88,7 +90,7 @@ class Window:
         size = len(draft) + self.options.probes
         tokens, parents, probe = np.zeros(size, np.int32), np.zeros(size, np.int32), np.zeros(size, np.bool_)
         used = lay(self.guesses, ahead, tree, masks, vocab_size, tokens, parents, probe)
-        weight, source = np.zeros(used, np.float32), np.full(used, WINDOW, np.uint8)
+        weight, source = np.zeros(used, np.float32), np.full(used, JACOBI, np.uint8)
         weight[: len(draft)], source[: len(draft)] = draft.weight, draft.source
         self._laid = Draft(tokens[:used], parents[:used], weight, source, probe[:used])
         return self._laid
@@ -116,10 +118,6 @@ class Window:
         obey(picks, ends, step.top_tokens, seen)
         moved = len(step.tokens) if self.options.shift == "accepted" else 1
         collect(guesses, self.ngrams, picks, int(draft.tokens[0]), moved)
-
-
-WINDOW = 5
-"""The window's code in `Draft.source`."""
 
 
 @kernel
@@ -189,12 +187,6 @@ def obey(picks, nodes, top_tokens, seen):  # type: ignore[no-untyped-def]
                 if holds(seen, top_tokens[nodes[i], r]):
                     picks[i] = top_tokens[nodes[i], r]
                     break
-
-
-@inner
-def holds(mask, token):  # type: ignore[no-untyped-def]
-    """Return whether `token` is in `mask`."""
-    return token < 32 * mask.shape[0] and (mask[token >> 5] >> np.uint32(token & 31)) & np.uint32(1) != 0
 
 
 @inner

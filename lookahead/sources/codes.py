@@ -1,0 +1,8 @@
+"""What `Draft.source` says: who says most of a node."""
+
+from __future__ import annotations
+
+UNKNOWN, PROMPT, RECYCLE, POOL, GRAMMAR, JACOBI = range(6)
+
+NAMES = ("unknown", "prompt", "recycle", "pool", "grammar", "jacobi")
+"""Names of the codes; the code of the i-th `Source` object is `len(NAMES) + i`."""
