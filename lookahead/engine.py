@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 from transformers.generation import (
@@ -302,7 +302,7 @@ class Lookahead:
         if not isinstance(drafter, Drafter):
             name, given = type(self.drafter).__name__, type(drafter).__name__
             raise InvalidDraft(f"{name}.start() returned a {given}; return a lookahead.Drafter")
-        return cast(Drafter, drafter)
+        return drafter
 
     def _learn_values(self, sampler: Sampler, progress: Progress) -> None:
         """Let the default drafter learn from outputs that followed a grammar."""
