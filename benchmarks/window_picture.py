@@ -114,16 +114,17 @@ class Recorder(Drafter):
         self._text, self._number = context.tolist(), self._number + 1
         self._laid = self.inner.propose(context, budget)
         self._levels, self._nodes = self._guesses.levels.copy(), self._guesses.nodes.copy()
+        self._columns = int(self._guesses.state[1])
         return self._laid
 
     def observe(self, step: Step) -> None:
         self.inner.observe(step)
-        columns = int(self._guesses.state[1])
-        if columns != WINDOW or len(step.draft) != len(self._laid):
+        if self._columns != WINDOW or len(step.draft) != len(self._laid):
             return
-        levels, picks = self._levels[:, :columns].tolist(), self._guesses.picks[:columns].tolist()
+        levels, nodes = self._levels[:, :WINDOW].tolist(), self._nodes[:, :WINDOW].tolist()
         levels[0][0] = self._text[-1]
-        nodes, path, tokens = self._nodes[:, :columns].tolist(), step.path.tolist(), step.tokens.tolist()
+        picks = step.top_tokens[nodes[-1], 0].tolist()
+        path, tokens = step.path.tolist(), step.tokens.tolist()
         self.passes.append(Seen(self._number, self._text, step.draft, levels, nodes, picks, path, tokens))
 
     @property
