@@ -262,6 +262,18 @@ def test_garbage_of_a_drafter_is_named(model: Any, words: str) -> None:
     assert words in str(caught.value)
 
 
+class StartsAnother(Fixed):
+    """Its rows are no drafters."""
+
+    def start(self, context: Any) -> Any:
+        return "row"
+
+
+def test_a_row_that_is_no_drafter_is_named(model: Any) -> None:
+    with pytest.raises(InvalidDraft, match=r"StartsAnother.start\(\) returned a str; return a lookahead.Drafter"):
+        lookahead.generate(model, IDS, drafter=StartsAnother(None), max_new_tokens=9)
+
+
 # Equal to plain generate() in what is refused by it, and in odd input
 
 

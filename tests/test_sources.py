@@ -331,6 +331,17 @@ def test_recycled_equal_naive(data: st.DataObject) -> None:
     assert set(got) == set(best) | set(single.get(token, {}))
 
 
+def test_recycled_logits_speak_at_any_temperature() -> None:
+    """Nearly greedy, the likeliest takes all; it must not fade with the others."""
+    recycled = recycle.empty_tables(40)
+    tops, logits = np.array([[5, 6, 7]], np.int32), np.array([[1.0, 0.5, -3.0]], np.float32)
+    remember(recycled, -1, np.array([3], np.int32), np.array([-1], np.int32), tops, logits)
+    for heat in (50.0, 1e6, 1e30):
+        found = evidence.empty_evidence()
+        ask_table(recycled, np.int64(-1), np.int64(3), np.float32(heat), found)
+        assert {int(r.token): float(r.recycled) for r in rows(found) if r.recycled > 1e-6} == {5: pytest.approx(1.0)}
+
+
 def test_a_large_vocabulary_shares_slots() -> None:
     recycled = recycle.empty_tables(300_000)
     assert recycled.key.nbytes + recycled.tokens.nbytes + recycled.chance.nbytes < 16e6
