@@ -29,7 +29,7 @@ from lookahead.grow import SOURCES, Row
 from lookahead.sources import evidence
 from lookahead.sources.codes import JACOBI
 from lookahead.sources.evidence import BY_WINDOW, WINDOW_HERE, WINDOW_LENGTH, WINDOW_RANK, Evidence, log_odds
-from lookahead.sources.jacobi import SLOTS, Ngrams, ask_ngrams, empty_ngrams, keep_ngrams
+from lookahead.sources.jacobi import SLOTS, Ngrams, ask_ngrams, empty_ngrams, keep_ngram
 from lookahead.sources.tree import NODES
 from lookahead.sources.window import UNKNOWN
 
@@ -262,6 +262,12 @@ def test_probes_are_as_many_as_the_window_can_have(options: Jacobi):
 
 
 @njit
+def keep_all(ngrams, firsts, follows, columns):  # type: ignore[no-untyped-def]
+    for i in range(firsts.shape[0]):
+        keep_ngram(ngrams, np.int64(firsts[i]), follows[i], columns[i])
+
+
+@njit
 def ask(ngrams, suffix, depth, found):  # type: ignore[no-untyped-def]
     evidence.clear(found)
     ask_ngrams(ngrams, suffix, suffix.shape[0], depth, found)
@@ -301,7 +307,7 @@ def test_ngrams_equal_naive(ngram: int, most: int, grams: list[list[int]], text:
     for gram, place in zip(grams, places, strict=True):
         naive.keep(gram[0], tuple(gram[1:ngram]), place)
     given_ = np.array(grams, np.int32).reshape(-1, 6)
-    keep_ngrams(ours, given_[:, 0].copy(), given_[:, 1:ngram].copy(), np.array(places, np.int32))
+    keep_all(ours, given_[:, 0].copy(), given_[:, 1:ngram].copy(), np.array(places, np.int32))
     assert kept(ours) == naive.slots
     found, depth = evidence.empty_evidence(), data.draw(st.integers(0, len(text) - 1))
     ours.root[0] = len(text) - 1 - depth
@@ -323,7 +329,7 @@ def test_keys_that_meet_in_a_slot_take_turns():
     one, other = 5, next(token for token in range(6, 10**6) if slot_of(token) == slot_of(5))
     ngrams, found = empty_ngrams(Jacobi(ngram=3, verify=2)), evidence.empty_evidence()
     follows, places = np.array([[7, 8], [9, 10], [11, 12]], np.int32), np.zeros(3, np.int32)
-    keep_ngrams(ngrams, np.array([one, one, other], np.int32), follows, places)
+    keep_all(ngrams, np.array([one, one, other], np.int32), follows, places)
     assert kept(ngrams) == {slot_of(one): (other, [((11, 12), 0)])}
     ask(ngrams, np.array([one], np.int64), 0, found)
     assert found.size[0] == 0

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lookahead.draft import IntArray
 from lookahead.errors import InvalidArgument
 from lookahead.sources.evidence import BY_WINDOW, WINDOW_HERE, WINDOW_LENGTH, WINDOW_RANK, deny, log_odds, row_of
-from lookahead.sources.kernels import inner, kernel
+from lookahead.sources.kernels import inner
 
 SLOTS = 1 << 12
 """Keys that n-grams are kept of; where two meet, the newer one stays."""
@@ -25,7 +25,7 @@ LARGEST = 64
 
 _MIX = 0x2545F4914F6CDD1D
 _LONGER = np.float32(4.0)  # what one more matching token is worth
-_ESCAPE = np.float32(4.0)
+_ESCAPE, _MOST = np.float32(4.0), np.float32(1e12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +144,6 @@ def _equal(a, b):  # type: ignore[no-untyped-def]
     return same
 
 
-@kernel
-def keep_ngrams(ngrams, firsts, follows, columns):  # type: ignore[no-untyped-def]
-    """Keep one n-gram after the other; see `keep_ngram`."""
-    for i in range(firsts.shape[0]):
-        keep_ngram(ngrams, np.int64(firsts[i]), follows[i], columns[i])
-
-
 @inner
 def ask_ngrams(ngrams, suffix, length, depth, evidence):  # type: ignore[no-untyped-def]
     """Add what the n-grams that the path ends with go on with; longer and newer ones weigh more.
@@ -165,7 +158,7 @@ def ask_ngrams(ngrams, suffix, length, depth, evidence):  # type: ignore[no-unty
     own[:] = 0.0
     total, weight = np.float32(0.0), np.float32(1.0)
     for n in range(1, min(ngrams.tokens.shape[2], length) + 1):
-        weight *= _LONGER
+        weight = min(weight * _LONGER, _MOST)
         slot = slot_of_key(ngrams, suffix[n - 1])
         if ngrams.key[slot] != suffix[n - 1] + 1:
             continue
