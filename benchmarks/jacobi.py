@@ -336,13 +336,20 @@ def read_prompts(options: argparse.Namespace, directory: Path) -> list[Prompt]:
     return found
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def prompt_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what `read_prompts` needs."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", type=Path, help="a model directory (default: the demo model)")
     add("--prompts", type=Path, metavar="FILE", help="JSON list of kind, ids and new")
     add("--replay", type=Path, metavar="FILE", help="recorded requests, JSON lines, plain or gzipped")
     add("--limit", type=int, default=6, help="requests of each workload of --replay (default: %(default)s)")
+    return parser
+
+
+def arguments() -> argparse.Namespace:
+    parser = prompt_parser(__doc__)
+    add = parser.add_argument
     add("--group", nargs="*", choices=GROUPS, default=GROUPS, metavar="NAME", help=f"of {', '.join(GROUPS)}")
     add("--rounds", type=int, default=1)
     add("--threads", type=int, default=1)

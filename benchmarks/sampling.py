@@ -26,7 +26,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from jacobi import Prompt, markdown, read_prompts
+from jacobi import Prompt, markdown, prompt_parser, read_prompts
 from recorded import BadInput
 from transformers import AutoModelForCausalLM
 
@@ -98,12 +98,8 @@ def report(sums: dict[str, dict[str, Counter[str]]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = prompt_parser(__doc__)
     add = parser.add_argument
-    add("--model", type=Path, help="a model directory (default: the demo model)")
-    add("--prompts", type=Path, metavar="FILE", help="JSON list of kind, ids and new")
-    add("--replay", type=Path, metavar="FILE", help="recorded requests, JSON lines, plain or gzipped")
-    add("--limit", type=int, default=6, help="requests of each workload of --replay (default: %(default)s)")
     add("--temperature", type=float, nargs="+", default=[0.7, 1.0], metavar="T")
     add("--top-k", type=int, default=0, help="0: all tokens (default)")
     add("--seeds", type=int, default=1, help="texts sampled from each prompt")

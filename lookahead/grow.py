@@ -23,13 +23,14 @@ from lookahead.sources.growth import ask_again, begin, empty_scratch, grow, lear
 from lookahead.sources.guide import guide
 from lookahead.sources.jacobi import Jacobi, empty_ngrams, no_ngrams
 from lookahead.sources.mixer import Weights, fresh_weights, restore, save
+from lookahead.sources.nodes import find_nodes
 from lookahead.sources.noise import Noise, no_noise
 from lookahead.sources.pool import Reader, no_pool, pooled
 from lookahead.sources.prompt import REACH, Index, Prompt, no_index
 from lookahead.sources.recycle import Recycled, empty_tables, no_tables, remember
 from lookahead.sources.source import Source
 from lookahead.sources.switch import Switch
-from lookahead.sources.tree import CURSOR, NODES, empty_tree, match_nodes
+from lookahead.sources.tree import CURSOR, NODES, empty_tree
 from lookahead.sources.window import Window, see
 from lookahead.trace import Step
 
@@ -185,7 +186,8 @@ class Row(Drafter):
     def observe(self, step: Step) -> None:
         draft, recycled = step.draft, self._grower.recycled
         nodes = np.empty(len(draft), np.int32)
-        match_nodes(self._tree, draft.tokens, draft.parents, nodes)
+        grown = self._tree.nodes[: self._tree.used[NODES]]
+        find_nodes(draft.tokens, draft.parents, grown["token"], grown["parent"], nodes)
         if self._matcher is not None:
             self._look_at(self._matcher)
         if self._guests:

@@ -24,6 +24,7 @@ from lookahead.sources.mixer import (
     learn,
     untrained_weights,
 )
+from lookahead.sources.nodes import find_nodes
 from lookahead.sources.prompt import REACH, Prompt, ask_contexts, hash_contexts, look_up
 from lookahead.sources.recycle import Recycled, ask_recycled, remember
 
@@ -100,10 +101,10 @@ def take_all(grown, chances, out):  # type: ignore[no-untyped-def]
         out[i] = tree.take(grown)
 
 
-@njit
-def locate(grown, tokens, parents):  # type: ignore[no-untyped-def]
+def locate(grown: tree.Tree, tokens: IntArray, parents: IntArray) -> IntArray:
     nodes = np.empty(tokens.shape[0], np.int32)
-    tree.match_nodes(grown, tokens, parents, nodes)
+    known = grown.nodes[: grown.used[tree.NODES]]
+    find_nodes(tokens, parents, known["token"], known["parent"], nodes)
     return nodes
 
 

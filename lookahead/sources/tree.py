@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lookahead.draft import IntArray
 from lookahead.sources.alignment import FIELDS
-from lookahead.sources.kernels import Records, inner, kernel, records
+from lookahead.sources.kernels import Records, inner, records
 
 
 class Tree(NamedTuple):
@@ -140,18 +140,3 @@ def best_child(tree, node):  # type: ignore[no-untyped-def]
         if tree.nodes[i].parent == node and (best < 0 or tree.nodes[i].chance > tree.nodes[best].chance):
             best = np.int64(i)
     return best
-
-
-@kernel
-def match_nodes(tree, tokens, parents, nodes):  # type: ignore[no-untyped-def]
-    """Fill `nodes` with the node of `tree` that each verified node was, -1 for another drafter's."""
-    nodes[0] = 0
-    for i in range(1, tokens.shape[0]):
-        nodes[i] = -1
-        above = nodes[parents[i]]
-        if above < 0:
-            continue
-        for j in range(above + 1, tree.used[NODES]):
-            if tree.nodes[j].parent == above and tree.nodes[j].token == tokens[i]:
-                nodes[i] = j
-                break

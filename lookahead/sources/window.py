@@ -20,6 +20,7 @@ from lookahead.sources.codes import JACOBI
 from lookahead.sources.guide import holds
 from lookahead.sources.jacobi import Jacobi, Ngrams, keep_ngram
 from lookahead.sources.kernels import inner, kernel
+from lookahead.sources.nodes import find_child, find_nodes
 from lookahead.sources.tree import NODES, Tree, best_child
 from lookahead.trace import Step
 
@@ -110,7 +111,7 @@ class Window:
         self._laid = None
         place = np.arange(len(laid), dtype=np.int32)
         if len(draft) != len(laid):
-            find_nodes(laid.tokens, laid.parents, laid.probe, draft.tokens, draft.parents, draft.probe, place)
+            find_nodes(laid.tokens, laid.parents, draft.tokens, draft.parents, place)
         ends = place[guesses.nodes[guesses.state[FILLED], : guesses.state[COLUMNS]]]
         ran, picks = ends[ends >= 0], np.full(len(ends), UNKNOWN, np.int32)
         if len(ran):
@@ -147,7 +148,7 @@ def lay(guesses, ahead, tree, masks, vocab_size, tokens, parents, probe):  # typ
                 levels[level, column] = tokens[0]
             above = nodes[0, column - 1] if level == 0 else nodes[level - 1, column]
             levels[level, column] = _allowed(tree, masks, above, levels[level, column])
-            node = _child(tokens, parents, used, above, levels[level, column])
+            node = find_child(tokens, parents, used, above, levels[level, column])
             if node < 0:
                 node = used
                 tokens[node], parents[node], probe[node] = levels[level, column], above, True
@@ -187,29 +188,6 @@ def obey(picks, nodes, top_tokens, seen):  # type: ignore[no-untyped-def]
                 if holds(seen, top_tokens[nodes[i], r]):
                     picks[i] = top_tokens[nodes[i], r]
                     break
-
-
-@inner
-def _child(tokens, parents, used, above, token):  # type: ignore[no-untyped-def]
-    for node in range(above + 1, used):
-        if parents[node] == above and tokens[node] == token:
-            return node
-    return -1
-
-
-@kernel
-def find_nodes(laid_tokens, laid_parents, laid_probe, tokens, parents, probe, place):  # type: ignore[no-untyped-def]
-    """Fill `place` with the node of a cut draft that each laid one is, -1 where it is gone."""
-    place[0] = 0
-    for i in range(1, laid_tokens.shape[0]):
-        place[i] = -1
-        above = place[laid_parents[i]]
-        if above < 0:
-            continue
-        for j in range(above + 1, tokens.shape[0]):
-            if parents[j] == above and tokens[j] == laid_tokens[i] and probe[j] == laid_probe[i]:
-                place[i] = j
-                break
 
 
 @kernel
