@@ -31,7 +31,7 @@ from lookahead.sources.recycle import Recycled, empty_tables, no_tables, remembe
 from lookahead.sources.source import Source
 from lookahead.sources.switch import Switch
 from lookahead.sources.tree import CURSOR, NODES, empty_tree
-from lookahead.sources.window import Window, see
+from lookahead.sources.window import Window
 from lookahead.trace import Step
 
 SOURCES = NAMES
@@ -142,7 +142,6 @@ class Row(Drafter):
         self._ngrams = no_ngrams() if options is None else empty_ngrams(options)
         self._window = None if options is None else Window(options, self._ngrams)
         self.probes = grower.probes
-        self._seen = np.zeros(0, np.uint32)  # tokens that the grammar has allowed so far
         self._noise = no_noise()
         self._scratch = empty_scratch(ngrams=self._ngrams)
         self._guide = self._scratch.evidence.guide
@@ -213,12 +212,7 @@ class Row(Drafter):
         return window.lay(draft, ahead, self._tree, self._guide.masks, self._limits[1])
 
     def _observe_window(self, step: Step, window: Window) -> None:
-        masks = self._guide.masks
-        if masks.shape[0] > 0:
-            if len(self._seen) != masks.shape[1]:
-                self._seen = np.zeros(masks.shape[1], np.uint32)
-            see(self._tree, masks, self._seen)
-        window.observe(step, self._seen)
+        window.observe(step, self._tree, self._guide.masks)
         if self._grower.switch is not None:
             self._grower.switch.observe(step.rows, step.seconds, len(step.tokens), step.row)
 

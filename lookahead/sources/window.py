@@ -58,6 +58,7 @@ class Window:
             state=np.array([0, columns], np.int64),
         )
         self._laid: Draft | None = None
+        self._seen = np.zeros(0, np.uint32)  # mask of the tokens that the grammar has allowed so far
 
     @property
     def reach(self) -> int:
@@ -96,15 +97,20 @@ class Window:
         self._laid = Draft(tokens[:used], parents[:used], weight, source, probe[:used])
         return self._laid
 
-    def observe(self, step: Step, seen: Words) -> None:
+    def observe(self, step: Step, tree: Tree, masks: Words) -> None:
         """Take in what the model picked at the end of every column, and move on.
 
         Nodes that were cut, as it happens near the end of a text, leave guesses to be made anew.
 
+        Tokens that the grammar has allowed nowhere so far give way to the likeliest that it has.
+
         Args:
-            seen: mask of the tokens that the grammar has allowed anywhere so far, empty where there is no grammar.
-                Others give way to the likeliest that it holds.
+            tree: what the draft was made from; `masks`: of its states in the grammar.
         """
+        if masks.shape[0] > 0:
+            if len(self._seen) != masks.shape[1]:
+                self._seen = np.zeros(masks.shape[1], np.uint32)
+            see(tree, masks, self._seen)
         laid, draft, guesses = self._laid, step.draft, self.guesses
         if laid is None:
             return
@@ -116,7 +122,7 @@ class Window:
         ran, picks = ends[ends >= 0], np.full(len(ends), UNKNOWN, np.int32)
         if len(ran):
             picks[ends >= 0] = step.top_tokens[ran, 0] if step.foreseen is None else step.foreseen(ran)
-        obey(picks, ends, step.top_tokens, seen)
+        obey(picks, ends, step.top_tokens, self._seen)
         moved = len(step.tokens) if self.options.shift == "accepted" else 1
         collect(guesses, self.ngrams, picks, int(draft.tokens[0]), moved)
 
