@@ -54,8 +54,8 @@ class Lookahead:
         model: a causal language model of a served family (see `lookahead.families`).
         tokenizer: used for `stop_strings` where `generate()` gets none.
         drafter: proposes the drafts; by default a `Grower` over `sources`.
-        sources: names or objects of what the default drafter asks; not together with `drafter`.
-        nodes: drafted nodes a row may spend a pass; 0 is plain decoding.
+        sources: names or objects of what the default drafter asks, see `Grower`; not together with `drafter`.
+        nodes: drafted nodes a row may spend a pass; 0 is plain decoding. A window (`Jacobi`) runs rows beside them.
         pool: n-grams that outlive requests: a `Pool`, its directory (made if it is not there), or several of either,
             which are asked together.
         remember: what is added to the first pool when a request has ended: "output" (what was generated), "all" (the
