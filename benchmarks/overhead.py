@@ -77,11 +77,12 @@ def main() -> None:
     seconds(lambda: none.generate(prompt, do_sample=False, **arguments))
     seconds(lambda: model.generate(prompt, do_sample=False, **arguments))
     passes = [p for _ in range(args.rounds) for p in full().passes]
-    outside = statistics.median(p.draft_s + p.rest_s for p in passes)
+    outside = statistics.median(p.outside_s for p in passes)
     print(f"steps {len(passes)}, nodes {statistics.mean(p.nodes for p in passes) - 1:.1f}")
     print(f"outside the model call: {1e3 * outside:.2f} ms a step (median), of it", end=" ")
     print(f"draft {1e3 * statistics.median(p.draft_s for p in passes):.2f} ms,", end=" ")
-    print(f"mask, walk, cache, learning {1e3 * statistics.median(p.rest_s for p in passes):.2f} ms")
+    parts = {"mask": "mask_s", "verify": "verify_s", "cache": "cache_s", "learning": "learn_s"}
+    print(", ".join(f"{n} {1e3 * statistics.median(getattr(p, part) for p in passes):.2f} ms" for n, part in parts.items()))
     print(f"model call: {1e3 * statistics.median(p.model_s for p in passes):.2f} ms")
     ratios = []
     for _ in range(args.rounds):

@@ -80,7 +80,14 @@ class Decoder:
         accepted = tuple(max(progress.length[row] - starts[row], 0) for row in range(progress.rows))
         size = max(len(draft) for draft in drafts)
         rest = time.perf_counter() - proposed - self._target.seconds
-        return Pass(size, accepted, proposed - begin, self._target.seconds, rest)
+        return Pass(
+            size,
+            accepted,
+            draft_s=proposed - begin,
+            model_s=self._target.seconds,
+            verify_s=rest,
+            step_s=time.perf_counter() - begin,
+        )
 
     def _settle_grammars(self) -> None:
         """Tell the grammars of all rows what is written, so that they forget what is not.

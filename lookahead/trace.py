@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,22 +46,70 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """What one source had in a pass, over all rows of the batch.
+
+    Attributes:
+        run: its nodes that ran through the model, probes included.
+        accepted: those of them that were accepted.
+        seconds: what it took besides, where that is measured: queries of a pool, masks of a grammar, laying a window.
+    """
+
+    run: int = 0
+    accepted: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Pass:
     """One forward pass over the trees of all rows.
 
     Attributes:
         nodes: nodes of the largest tree, its root included; every row of the batch runs that many.
         committed: tokens that each row committed.
-        draft_s: seconds spent proposing.
-        model_s: seconds in the model call, as the host sees it; on a GPU the device may still be at work.
-        rest_s: seconds in mask, walk, cache and learning.
+        expected: tokens that all rows together were expected to commit.
+        why: why so many nodes, one of `WHY`.
+        token_s: seconds that a token was worth when the nodes were chosen; 0: not known yet.
+        row_s: seconds that one more node in every row would have cost; 0: not known yet.
+        draft_s: seconds spent proposing, and choosing among what was proposed.
+        mask_s: seconds spent on the inputs of the model: tokens, positions, attention mask.
+        model_s: seconds in the model call: on a CPU, of the host; on a GPU, of the device.
+        verify_s: seconds spent picking, walking the trees, and waiting for the device.
+        cache_s: seconds spent keeping the accepted rows.
+        learn_s: seconds in which drafters learnt.
+        step_s: seconds of the whole step.
+        sources: what each source had in it, by name.
     """
 
     nodes: int
     committed: tuple[int, ...]
-    draft_s: float
-    model_s: float
-    rest_s: float
+    expected: float = 0.0
+    why: str = "fixed"
+    token_s: float = 0.0
+    row_s: float = 0.0
+    draft_s: float = 0.0
+    mask_s: float = 0.0
+    model_s: float = 0.0
+    verify_s: float = 0.0
+    cache_s: float = 0.0
+    learn_s: float = 0.0
+    step_s: float = 0.0
+    sources: Mapping[str, Share] = field(default_factory=dict)
+
+    @property
+    def outside_s(self) -> float:
+        """Seconds outside the model call."""
+        return self.step_s - self.model_s
+
+
+WHY = {
+    "fixed": "a number of nodes was given",
+    "pays": "these nodes were worth more than they cost",
+    "none pays": "nothing that was drafted was worth a row",
+    "rests": "drafting has not paid lately, so nothing was drafted",
+    "explores": "to learn what a pass of this size costs and brings",
+}
+"""Why a pass ran as many nodes as it did."""
 
 
 @dataclass(frozen=True, slots=True)

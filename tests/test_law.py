@@ -234,7 +234,7 @@ def test_run_adds_up(case: Case) -> None:
     for one in run.passes:
         assert 1 <= one.nodes <= case.nodes + probes_of(case) + 1
         assert all(0 <= n <= one.nodes for n in one.committed)
-        assert min(one.draft_s, one.model_s, one.rest_s) >= 0
+        assert min(one.draft_s, one.mask_s, one.model_s, one.verify_s, one.cache_s, one.learn_s, one.outside_s) >= 0
     if case.nodes == 0:
         assert [max(one.committed) for one in run.passes] == [1] * (columns - 1)
     if not (case.eos or case.criteria or case.stop_strings):
