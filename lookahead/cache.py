@@ -20,7 +20,8 @@ REALIGN = 128  # slots; holes are closed when they are this many and half of wha
 class TreeLayer(DynamicLayer):  # type: ignore[misc]
     """Keys and values of one attention layer in a buffer that is longer than what it holds.
 
-    The first `used` slots are kept; a pass writes its rows behind them and they count only once they are kept.
+    The first `used` slots are kept; a pass writes its rows behind them and they count only once they are kept. `keys` and
+    `values` show what the latest pass attended to.
     """
 
     is_croppable = False
@@ -56,7 +57,6 @@ class TreeLayer(DynamicLayer):  # type: ignore[misc]
             for buffer in (self._keys, self._values):
                 buffer[:, :, tail] = _rows(buffer[:, :, self.used :], nodes.to(buffer.device))
         self.used += count
-        self._show(self.used)
 
     def realign(self, slots: Tensor, start: int, count: int) -> None:
         """Move the slots `slots[b]` ([B, count]) to `start`, so that `start + count` slots are used."""

@@ -1,4 +1,4 @@
-"""The command line: `lookahead demo`, `generate`, `json`, `grammars` and `pool`."""
+"""The command line: `lookahead demo`, `generate`, `json`, `explain`, `grammars` and `pool`."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 from lookahead.command import (
     Say,
+    check_drafting,
     check_sampling,
     check_writable,
     decoding,
     loaded,
     nodes,
     read_grammar,
+    save_trace,
     say_stats,
     served,
     status,
     unwritable,
 )
-from lookahead.errors import InvalidInput, LookaheadError
+from lookahead.errors import LookaheadError
 from lookahead.options import parser
 
 # torch, transformers and rich are imported where they are used, so that `lookahead --help` answers at once.
@@ -36,7 +38,11 @@ if TYPE_CHECKING:
 
 DIFFERS, BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141
 DEMO_SECONDS = 70.0  # no round that would end later, counted from the start of the command, is begun
-POOL_ACTIONS = (["build"], ["add"], ["info"], ["prune"])
+NOTHING_ASKED: tuple[list[str], ...] = (
+    [],
+    *([command] for command in ("generate", "json", "explain", "pool")),
+    *(["pool", action] for action in ("build", "add", "info", "prune")),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    asks_nothing = argv in ([], ["generate"], ["json"], ["pool"]) or (argv[0] == "pool" and argv[1:] in POOL_ACTIONS)
+    asks_nothing = argv in NOTHING_ASKED
     try:
         args = parser().parse_args([*argv, "--help"] if asks_nothing else argv)
     except SystemExit as stop:  # after help or version
@@ -76,6 +82,10 @@ def _run(argv: list[str]) -> int:
         from lookahead import json_command
 
         return json_command.grammars(args) if args.command == "grammars" else json_command.run(args)
+    if args.command == "explain":
+        from lookahead.explain_command import run as explain
+
+        return explain(args)
     return demo(args) if args.command == "demo" else generate(args)
 
 
@@ -94,8 +104,9 @@ def _drop_output() -> None:
 def generate(args: argparse.Namespace) -> int:
     """Write on from a prompt."""
     check_sampling(args)
-    if args.plain and args.pool:
-        raise InvalidInput("--plain drafts nothing; leave out --pool, or --plain")
+    check_drafting(args, "pool", "trace")
+    if args.trace is not None:
+        check_writable("--trace", args.trace)
     grammar = None if args.grammar is None else read_grammar(args.grammar)
     with loaded(args) as found:
         options = decoding(args) | {"max_new_tokens": found.limit} | ({"stop_strings": args.stop} if args.stop else {})
@@ -129,6 +140,8 @@ def _write(
         write(decode(tokenizer, ids[0, -tokens:].tolist()))
     if not written[-1].endswith("\n"):
         print()
+    if args.trace is not None and run is not None:
+        save_trace(args.trace, run)
     if args.stats:
         say_stats(tokens, run, seconds)
 
@@ -195,7 +208,8 @@ def _measure(args: argparse.Namespace, started: float, say: Say) -> tuple[Compar
 
 
 def _show(args: argparse.Namespace, comparison: Comparison, compiling: float) -> None:
-    from lookahead.show import Screen, coloured, legend, table
+    from lookahead.screen import Screen
+    from lookahead.show import coloured, legend, table
 
     screen, rows = Screen(colour=not args.no_color), comparison.rows
     screen.write(comparison.setting)

@@ -44,6 +44,12 @@ def check_sampling(args: argparse.Namespace) -> None:
         raise InvalidInput(f"--greedy takes the likeliest token; leave out --{given[0].replace('_', '-')}, or --greedy")
 
 
+def check_drafting(args: argparse.Namespace, *names: str) -> None:
+    """Raise `InvalidInput` for one of these options, which need drafts, beside --plain."""
+    if args.plain and (given := [name for name in names if getattr(args, name) is not None]):
+        raise InvalidInput(f"--plain drafts nothing; leave out --{given[0]}, or --plain")
+
+
 def read_grammar(name: str) -> Grammar:
     """Return the grammar of `--grammar`: a file, or the name of one that comes along."""
     from lookahead.grammar.grammar import Grammar
@@ -167,6 +173,14 @@ def check_writable(option: str, file: str) -> None:
             path.unlink()
     except OSError as error:
         raise unwritable(option, file, error) from error
+
+
+def save_trace(file: str, run: Run) -> None:
+    """Write the trace of `--trace`."""
+    try:
+        run.save(file)
+    except OSError as error:
+        raise unwritable("--trace", file, error) from error
 
 
 def unwritable(option: str, file: str, error: OSError) -> InvalidInput:

@@ -1,26 +1,73 @@
-"""The loop: propose, forward, walk, keep, observe."""
+"""The loop: propose, choose, forward, walk, keep, observe."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from lookahead.budget import Choice, Purse, Spent
 from lookahead.draft import Draft
 from lookahead.drafter import Drafter
 from lookahead.errors import GrammarError, InvalidDraft
 from lookahead.progress import Contexts, Progress
 from lookahead.sampling import Sampler
+from lookahead.sources.codes import NAMES
 from lookahead.target import Target
-from lookahead.trace import Pass, Step
+from lookahead.trace import Pass, Share, Step
 from lookahead.verify import walk
 
+WARY = 2  # columns of noise that a drafter sees where drafting has not paid lately
 TOP = 8  # successors of every node that drafters may learn from
+
+
+@dataclass(slots=True)
+class Turn:
+    """One step while it goes on.
+
+    Attributes:
+        starts: columns that each row had before it.
+        going: rows that may pick a token of their own.
+        asked: those of them that draft.
+        context: slots of the key-value cache in use.
+        grown: nodes that were drafted.
+        asking_s: for each row that drafts, the seconds of its draft and of what is learnt from it.
+        laps: the seconds of drafting, verifying, keeping and learning.
+    """
+
+    starts: list[int]
+    going: list[int]
+    asked: list[int]
+    context: int
+    begin: float
+    drafts: list[Draft] = field(default_factory=list)
+    choice: Choice = Choice(0, "rests", 0.0)  # noqa: RUF009 - it is frozen
+    best: Any = None
+    paths: list[list[int]] = field(default_factory=list)
+    grown: int = 0
+    masks: int = 0
+    asking_s: dict[int, float] = field(default_factory=dict)
+    laps: list[float] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """Nodes that every row runs."""
+        return max(len(draft) for draft in self.drafts)
+
+    @property
+    def seconds(self) -> float:
+        """The time of the laps so far."""
+        return sum(self.laps)
+
+    def lap(self) -> None:
+        """End a part of the step."""
+        self.laps.append(time.perf_counter() - self.begin - self.seconds)
 
 
 class Decoder:
@@ -28,7 +75,7 @@ class Decoder:
 
     Args:
         drafters: one a row; empty for plain decoding.
-        nodes: nodes that each row may spend a pass.
+        purse: says who drafts, and how many nodes run.
         vocab: drafted tokens must be smaller.
     """
 
@@ -40,11 +87,11 @@ class Decoder:
         contexts: Contexts,
         drafters: Sequence[Drafter],
         *,
-        nodes: int,
+        purse: Purse,
         vocab: int,
     ) -> None:
         self._target, self._sampler, self._progress, self._contexts = target, sampler, progress, contexts
-        self._drafters, self._nodes, self._vocab = drafters, nodes, vocab
+        self._drafters, self._purse, self._vocab = drafters, purse, vocab
         grammar = next(iter(sampler.grammars), None)
         self._matchers = [None if grammar is None else grammar.matcher(row) for row in range(progress.rows)]
         self._obeys = [m is None or d.obey(m) for d, m in zip(drafters, self._matchers, strict=False)]
@@ -65,29 +112,56 @@ class Decoder:
 
     def step(self) -> Pass:
         """Run one pass over the trees of all rows."""
-        progress, starts, begin = self._progress, list(self._progress.length), time.perf_counter()
+        turn = self._begin()
+        self._draft(turn)
+        turn.lap()
+        self._verify(turn)
+        turn.lap()
+        self._keep(turn)
+        turn.lap()
+        self._learn(turn)
+        turn.lap()
+        return self._account(turn)
+
+    def _begin(self) -> Turn:
+        begin, progress = time.perf_counter(), self._progress
+        going = [row for row in range(progress.rows) if progress.is_open(row) and not progress.is_padding(row)]
+        asked = [row for row in going if self._purse.asks(row)] if self._drafters else []
+        return Turn(list(progress.length), going, asked, self._target.cache.used, begin)
+
+    # Drafts
+
+    def _draft(self, turn: Turn) -> None:
+        """Let the rows that draft propose, and cut what they propose to what pays."""
         self._settle_grammars()
-        asked = [row for row in range(progress.rows) if progress.is_open(row) and not progress.is_padding(row)]
-        self._look_ahead(asked)
-        with self._sampler.undisturbed() if self._drafters else nullcontext():
-            drafts = [self._propose(row) for row in range(progress.rows)]
-        proposed = time.perf_counter()
-        drafts, best = self._forward(drafts, [start - 1 for start in starts])
-        paths = walk(drafts, self._sampler, progress)
-        self._keep(paths, starts)
-        if best is not None:
-            self._observe(asked, drafts, paths, starts, best, time.perf_counter() - begin)
-        accepted = tuple(max(progress.length[row] - starts[row], 0) for row in range(progress.rows))
-        size = max(len(draft) for draft in drafts)
-        rest = time.perf_counter() - proposed - self._target.seconds
-        return Pass(
-            size,
-            accepted,
-            draft_s=proposed - begin,
-            model_s=self._target.seconds,
-            verify_s=rest,
-            step_s=time.perf_counter() - begin,
-        )
+        proposed = self._propose_all(turn) if turn.asked else {}
+        turn.grown = sum(len(draft) - 1 for draft in proposed.values())
+        turn.choice, chosen = self._purse.choose(proposed, len(turn.going))
+        turn.drafts = [chosen[row] if row in chosen else self._rest(row, turn) for row in range(self._progress.rows)]
+
+    def _propose_all(self, turn: Turn) -> dict[int, Draft]:
+        drafts = {}
+        self._purse.prepare(len(turn.asked), turn.context)
+        self._look_ahead(turn)
+        with self._sampler.undisturbed():
+            for row in turn.asked:
+                begin = time.perf_counter()
+                drafts[row] = self._propose(row)
+                turn.asking_s[row] += time.perf_counter() - begin
+        return drafts
+
+    def _rest(self, row: int, turn: Turn) -> Draft:
+        """Return the draft of a row that does not propose: nothing, or the padding that it goes on with."""
+        progress, last = self._progress, self._progress.last(row)
+        if not (self._drafters and progress.is_open(row) and progress.is_padding(row)):
+            return Draft.root(last)
+        return Draft.chain([last] + [progress.padding] * min(turn.choice.nodes, self._depth(row)))
+
+    def _depth(self, row: int) -> int:
+        """Return how deep a draft of `row` may go."""
+        depth = self._progress.remaining(row) - 1
+        room = self._target.depth(row, self._progress.length[row] - 1)
+        return depth if room is None else min(depth, room)
 
     def _settle_grammars(self) -> None:
         """Tell the grammars of all rows what is written, so that they forget what is not.
@@ -101,55 +175,27 @@ class Decoder:
                     with suppress(GrammarError):
                         matcher.settle(self._progress.new_tokens(row, 0).astype(np.int32))
 
-    def _look_ahead(self, rows: list[int]) -> None:
+    def _look_ahead(self, turn: Turn) -> None:
         """Draw the noise that drafters look at; not among what they draw themselves, which is put back."""
-        foresight = self._sampler.foresight
-        for row in rows:
-            if foresight is not None and self._drafters and self._foresees[row]:
-                foresight.look(row, self._progress.length[row], self._progress.remaining(row))
+        foresight, progress = self._sampler.foresight, self._progress
+        for row in turn.asked:
+            begin = time.perf_counter()
+            if foresight is not None and self._foresees[row]:
+                far = progress.remaining(row) if self._purse.trusts(row) else WARY
+                foresight.look(row, progress.length[row], min(far, progress.remaining(row)))
+            turn.asking_s[row] = time.perf_counter() - begin
 
     def _propose(self, row: int) -> Draft:
-        progress = self._progress
-        last = progress.last(row)
-        if not self._drafters or not progress.is_open(row):
-            return Draft.root(last)
-        depth = progress.remaining(row) - 1
-        room = self._target.depth(row, progress.length[row] - 1)
-        depth = depth if room is None else min(depth, room)
-        if progress.is_padding(row):
-            return Draft.chain([last] + [progress.padding] * min(self._nodes, depth))
-        matcher, length = self._matchers[row], progress.length[row]
-        draft = self._drafters[row].propose(self._contexts.view(row, length), self._nodes)
-        draft = self._checked(draft, last, row).deduplicate()
+        drafter, matcher, length = self._drafters[row], self._matchers[row], self._progress.length[row]
+        drafter.floors = self._purse.floors
+        draft = drafter.propose(self._contexts.view(row, length), self._purse.most)
+        draft = self._checked(draft, row).deduplicate()
         if matcher is not None and not self._obeys[row]:
             draft = matcher.prune(draft)
-        return draft.cut(self._nodes + self._drafters[row].probes, depth=depth)
+        return draft.cut(self._purse.most + drafter.probes, depth=self._depth(row))
 
-    def _forward(self, drafts: list[Draft], columns: list[int]) -> tuple[list[Draft], Any]:
-        """Run the pass; return the drafts that ran and the best successors of their nodes.
-
-        A guess whose keys or values overflow turns all nodes to NaN, because a mask multiplies them by 0. Then the pass
-        is run again without guesses.
-        """
-        top = TOP if self._drafters else 0
-        logits = self._target.forward(drafts, columns)
-        if self._target.runs_apart:
-            self._complete_masks(drafts)
-        best = self._sampler.load(logits, top)
-        size = max(len(draft) for draft in drafts)
-        if best is not None and size > 1 and np.isnan(best[1][::size, 0]).any():
-            drafts = [Draft.root(int(draft.tokens[0])) for draft in drafts]
-            best = self._sampler.load(self._target.forward(drafts, columns), top)
-        return drafts, best
-
-    def _complete_masks(self, drafts: list[Draft]) -> None:
-        """Compute the masks that the walk may ask for while the device is at work; elsewhere it computes as it goes."""
-        for row, matcher in enumerate(self._matchers):
-            if matcher is not None and self._progress.is_open(row) and not self._progress.is_padding(row):
-                matcher.complete(drafts[row])
-
-    def _checked(self, draft: Draft, last: int, row: int) -> Draft:
-        name = type(self._drafters[row]).__name__
+    def _checked(self, draft: Draft, row: int) -> Draft:
+        name, last = type(self._drafters[row]).__name__, self._progress.last(row)
         if not isinstance(draft, Draft):
             raise InvalidDraft(f"{name}.propose() returned {type(draft).__name__}; return a lookahead.Draft")
         if int(draft.tokens[0]) != last:
@@ -160,35 +206,136 @@ class Decoder:
             raise InvalidDraft(f"{name} drafted token {draft.tokens.max()}; the model has {self._vocab} tokens")
         return draft
 
-    def _keep(self, paths: list[list[int]], starts: list[int]) -> None:
+    # The pass
+
+    def _verify(self, turn: Turn) -> None:
+        """Run the pass, and walk down the trees."""
+        before, self._sampler.learns = self._masks, bool(turn.asked)
+        self._forward(turn)
+        turn.paths = walk(turn.drafts, self._sampler, self._progress)
+        turn.masks = self._masks - before
+
+    def _forward(self, turn: Turn) -> None:
+        """Run the pass; set what ran, and the best successors of its nodes where somebody learns from them.
+
+        A guess whose keys or values overflow turns all nodes to NaN, because a mask multiplies them by 0. Then the pass
+        is run again without guesses.
+        """
+        size, columns = turn.size, [start - 1 for start in turn.starts]
+        top = TOP if turn.asked or size > 1 else 0
+        logits = self._target.forward(turn.drafts, columns)
+        if self._target.runs_apart:
+            self._complete_masks(turn.drafts)
+        turn.best = self._sampler.load(logits, top)
+        if size > 1 and np.isnan(turn.best[1][::size, 0]).any():
+            turn.drafts = [Draft.root(int(draft.tokens[0])) for draft in turn.drafts]
+            turn.best = self._sampler.load(self._target.forward(turn.drafts, columns), top)
+
+    def _complete_masks(self, drafts: list[Draft]) -> None:
+        """Compute the masks that the walk may ask for while the device is at work; elsewhere it computes as it goes."""
+        for row, matcher in enumerate(self._matchers):
+            if matcher is not None and self._progress.is_open(row) and not self._progress.is_padding(row):
+                matcher.complete(drafts[row])
+
+    @property
+    def _masks(self) -> int:
+        """Masks of the grammar that were computed so far."""
+        return sum(matcher.computed for matcher in self._matchers if matcher is not None)
+
+    def _keep(self, turn: Turn) -> None:
         """Keep the rows of tokens that are still there and have a successor; a taken-back token may go further back."""
-        counts = [self._progress.length[row] - starts[row] for row in range(len(paths))]
-        kept = [path[: max(count, 0)] for path, count in zip(paths, counts, strict=True)]
-        self._target.keep(kept)
+        counts = [self._progress.length[row] - start for row, start in enumerate(turn.starts)]
+        self._target.keep([path[: max(count, 0)] for path, count in zip(turn.paths, counts, strict=True)])
         for row, count in enumerate(counts):
             if count < 0:
                 self._target.drop(row, -count)
 
-    def _observe(
-        self,
-        asked: list[int],
-        drafts: list[Draft],
-        paths: list[list[int]],
-        starts: list[int],
-        best: Any,
-        seconds: float,
-    ) -> None:
-        size = max(len(draft) for draft in drafts)
-        for row in asked:
-            tokens = self._progress.new_tokens(row, starts[row])[: len(paths[row])]  # what follows is padding
+    # What is learnt
+
+    def _learn(self, turn: Turn) -> None:
+        """Tell contexts and drafters what was committed."""
+        for row in turn.going:
+            tokens = self._progress.new_tokens(row, turn.starts[row])[: len(turn.paths[row])]  # the rest is padding
             if len(tokens) == 0:
                 continue  # a criterion took back more than this pass gave
-            self._contexts.extend(row, starts[row], tokens)
-            nodes = slice(row * size, row * size + len(drafts[row]))
-            kept = np.array(paths[row][: len(tokens)], np.int32)
-            tops = best[0][nodes], best[1][nodes]
-            foreseen = partial(self._sampler.foreseen, row, starts[row], drafts[row].depth)
-            known = foreseen if self._foresees[row] else None
-            step = Step(row, drafts[row], kept, tokens, *tops, known, size, seconds)
-            with self._sampler.undisturbed():
-                self._drafters[row].observe(step)
+            self._contexts.extend(row, turn.starts[row], tokens)
+            if row in turn.asking_s:
+                begin = time.perf_counter()
+                with self._sampler.undisturbed():
+                    self._drafters[row].observe(self._observed(row, tokens, turn))
+                turn.asking_s[row] += time.perf_counter() - begin
+
+    def _observed(self, row: int, tokens: Any, turn: Turn) -> Step:
+        draft, start = turn.drafts[row], row * turn.size
+        nodes = slice(start, start + len(draft))
+        return Step(
+            row,
+            draft,
+            np.array(turn.paths[row][: len(tokens)], np.int32),
+            tokens,
+            turn.best[0][nodes],
+            turn.best[1][nodes],
+            partial(self._sampler.foreseen, row, turn.starts[row], draft.depth) if self._foresees[row] else None,
+            rows=turn.size,
+            seconds=turn.seconds,
+            token_s=turn.choice.token_s,
+            row_s=turn.choice.row_s,
+        )
+
+    def _account(self, turn: Turn) -> Pass:
+        """Tell the budget what the step took and brought, and everybody else."""
+        committed = tuple(max(length - start, 0) for length, start in zip(self._progress.length, turn.starts, strict=True))
+        draft_s, verified_s, cache_s, learn_s = turn.laps
+        prepared_s, model_s = self._target.prepared_s, self._target.seconds
+        self._purse.observe(
+            Spent(
+                size=turn.size,
+                context=turn.context,
+                masks=turn.masks,
+                pass_s=verified_s + cache_s,
+                step_s=turn.seconds,
+                asking_s=turn.asking_s,
+                grown=(turn.grown, draft_s),
+                tokens={row: committed[row] for row in turn.going},
+            ),
+            [(turn.drafts[row], turn.paths[row]) for row in turn.asked],
+        )
+        turn.lap()
+        return Pass(
+            turn.size,
+            committed,
+            expected=turn.choice.expected,
+            why=turn.choice.why,
+            token_s=turn.choice.token_s,
+            row_s=turn.choice.row_s,
+            draft_s=draft_s,
+            mask_s=prepared_s,
+            model_s=model_s,
+            verify_s=max(verified_s - prepared_s - model_s, 0.0),
+            cache_s=cache_s,
+            learn_s=learn_s,
+            step_s=turn.seconds,
+            sources=shares(
+                [(turn.drafts[row], turn.paths[row], self._drafters[row].costs) for row in turn.asked]
+            ),
+        )
+
+
+def shares(rows: Iterable[tuple[Draft, Sequence[int], Mapping[str, float]]]) -> dict[str, Share]:
+    """Return what each source had in a pass, from the drafts, paths and measured seconds of the rows that drafted."""
+    found: dict[str, list[float]] = {}
+    for draft, path, costs in rows:
+        run = np.bincount(draft.source[1:])
+        accepted = np.bincount(draft.source[path[1:]], minlength=len(run))
+        for code in np.flatnonzero(run):
+            entry = found.setdefault(name_of(int(code)), [0, 0, 0.0])
+            entry[0] += int(run[code])
+            entry[1] += int(accepted[code])
+        for name, seconds in costs.items():
+            found.setdefault(name, [0, 0, 0.0])[2] += seconds
+    return {name: Share(int(run), int(accepted), seconds) for name, (run, accepted, seconds) in found.items()}
+
+
+def name_of(code: int) -> str:
+    """Return the name of a source by its code in `Draft.source`."""
+    return NAMES[code] if code < len(NAMES) else f"source {code - len(NAMES)}"

@@ -167,7 +167,34 @@ class Draft:
             return self
         limit = len(self) if depth is None else depth
         keep, parents = _best(self.parents, self.depth, self.path_weight(), nodes, limit)
-        return Draft(self.tokens[keep], parents, self.weight[keep], self.source[keep], self.probe[keep])
+        return self._only(keep, parents)
+
+    def trim(self, nodes: int, chances: FloatArray) -> Draft:
+        """Return the `nodes` acceptable nodes of the largest `chances`, and all probes with what is above them.
+
+        Args:
+            chances: [N], of no node more than of its parent; nodes of chance 0 go.
+        """
+        if len(self) == 1:
+            return self
+        keep, parents = _trimmed(self.parents, self.probe, chances, nodes)
+        return self if len(keep) == len(self) else self._only(keep, parents)
+
+    def _only(self, keep: NDArray[np.int64], parents: IntArray) -> Draft:
+        """Return the nodes `keep` of this draft, whose parents are among them."""
+        if len(keep) == 1:
+            return Draft.root(int(self.tokens[0]))
+        columns = {name: getattr(self, name)[keep] for name in ("tokens", "weight", "source", "probe", "depth")}
+        return Draft.sound(parents=parents, **columns)
+
+    @classmethod
+    def sound(cls, **columns: Any) -> Draft:
+        """Return the draft of columns that are known to be sound, all of them, and nobody else's."""
+        draft = object.__new__(cls)
+        for name, column in columns.items():
+            column.flags.writeable = False
+            object.__setattr__(draft, name, column)
+        return draft
 
 
 def _frozen(value: float, dtype: Any) -> NDArray[Any]:
@@ -300,6 +327,30 @@ def _best(parents, depth, path_weight, nodes, max_depth):  # type: ignore[no-unt
         if left > 0 and not kept[i] and depth[i] <= max_depth and kept[parents[i]]:
             kept[i] = True
             left -= 1
+    place = np.cumsum(kept) - 1
+    keep = np.nonzero(kept)[0]
+    out = np.empty(keep.shape[0], np.int32)
+    for k in range(keep.shape[0]):
+        out[k] = -1 if k == 0 else place[parents[keep[k]]]
+    return keep, out
+
+
+@njit(cache=True)
+def _trimmed(parents, probe, chances, nodes):  # type: ignore[no-untyped-def]
+    """Return the kept nodes in order and their new parents."""
+    n = parents.shape[0]
+    kept = np.zeros(n, np.bool_)
+    kept[0] = True
+    order = np.argsort(-chances, kind="mergesort")
+    left = nodes
+    for i in order:
+        if left > 0 and i > 0 and not probe[i] and chances[i] > 0.0:
+            kept[i] = True
+            left -= 1
+    for i in range(n - 1, 0, -1):
+        kept[i] = kept[i] or probe[i]
+        if kept[i]:
+            kept[parents[i]] = True
     place = np.cumsum(kept) - 1
     keep = np.nonzero(kept)[0]
     out = np.empty(keep.shape[0], np.int32)

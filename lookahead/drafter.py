@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 
-from lookahead.draft import Draft, IntArray
+from lookahead.draft import Draft, FloatArray, IntArray
 from lookahead.grammar.matcher import Matcher
 from lookahead.sources.noise import Noise
 from lookahead.trace import Step
@@ -18,9 +20,14 @@ class Drafter(ABC):
 
     Attributes:
         probes: probe nodes that a draft may have beyond its budget; of the object that `start` returned.
+        floors: [budget + 1] float32, set before `propose`: the path weight below which a node would not be run when so
+            many are there already, root included; None: not known. A drafter may stop there.
+        costs: seconds that single sources took in the last pass, by name, where that is measured; for traces only.
     """
 
     probes: int = 0
+    floors: FloatArray | None = None
+    costs: Mapping[str, float] = MappingProxyType({})
 
     def start(self, context: IntArray) -> Drafter:
         """Return the drafter of one row whose context so far is `context` ([L] int32, padding left out)."""
@@ -58,4 +65,8 @@ class Drafter(ABC):
         """
 
     def observe(self, step: Step) -> None:  # noqa: B027 - learning is optional
-        """Learn from a verified step; called once a row and pass, after the tokens of the step are committed."""
+        """Learn from a verified step, after its tokens are committed; called once for every draft that was proposed.
+
+        Where drafting has not paid lately, some passes run without a draft, and `context` then goes further than the
+        last step did.
+        """

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 from torch import Tensor
 from transformers.generation import (
@@ -13,7 +14,9 @@ from transformers.generation import (
     LogitsProcessorList,
 )
 
+from lookahead.budget import Budget, Purse
 from lookahead.cache import BLOCK, require_ordinary
+from lookahead.curves import key_of
 from lookahead.decode import Decoder
 from lookahead.draft import IntArray
 from lookahead.drafter import Drafter
@@ -41,8 +44,6 @@ from lookahead.sampling import Sampler
 from lookahead.target import Target
 from lookahead.trace import Run
 
-MAX_NODES = 4096
-
 
 class Lookahead:
     """Exact lookahead decoding for one model; holds what outlives a request.
@@ -55,22 +56,25 @@ class Lookahead:
         tokenizer: used for `stop_strings` where `generate()` gets none.
         drafter: proposes the drafts; by default a `Grower` over `sources`.
         sources: names or objects of what the default drafter asks, see `Grower`; not together with `drafter`.
-        nodes: drafted nodes a row may spend a pass; 0 is plain decoding. A window (`Jacobi`) runs rows beside them.
+        nodes: drafted nodes that a row runs in a pass: "auto", as many as pay, see `Budget`; or always so many of the
+            likeliest, as far as there are any. 0 is plain decoding. A window (`Jacobi`) runs rows beside them.
+        budget: a `Budget` with settings, or one that several models or `Lookahead` share; in place of `nodes`.
         pool: n-grams that outlive requests: a `Pool`, its directory (made if it is not there), or several of either,
             which are asked together.
         remember: what is added to the first pool when a request has ended: "output" (what was generated), "all" (the
             prompt too), or None for nothing, nor what is learnt about the evidence.
 
     Raises:
-        InvalidArgument: `nodes` is not a whole number in [0, 4096], `drafter` is no `Drafter`, …
+        InvalidArgument: `nodes` is neither "auto" nor a whole number in [0, 4096], `drafter` is no `Drafter`, …
         PoolError: the pool is of another tokenizer, has another writer, or is damaged; see `Pool`.
         UnsupportedModel: the model's architecture is not served.
 
     Attributes:
+        budget: how many nodes a pass runs.
         pools: what it drafts from.
         last: what the latest call of `generate()` did (`Run`), or None.
 
-    >>> la = Lookahead(model, nodes=32)
+    >>> la = Lookahead(model)
     >>> model.generate(**inputs, max_new_tokens=64, custom_generate=la)
     """
 
@@ -81,7 +85,8 @@ class Lookahead:
         *,
         drafter: Drafter | None = None,
         sources: Sequence[Any] | None = None,
-        nodes: int = 32,
+        nodes: int | Literal["auto"] = "auto",
+        budget: Budget | None = None,
         pool: PoolLike | Sequence[PoolLike] | None = None,
         remember: Remember = "output",
     ) -> None:
@@ -90,8 +95,6 @@ class Lookahead:
                 f"model is a {type(model).__name__}; pass a transformers model that can generate() "
                 "(of a compiled model its _orig_mod, of a PEFT model what get_base_model() gives)"
             )
-        if isinstance(nodes, bool) or not isinstance(nodes, int) or not 0 <= nodes <= MAX_NODES:
-            raise InvalidArgument(f"nodes={nodes!r}; give a whole number from 0 (plain decoding) to {MAX_NODES}")
         if drafter is not None and not isinstance(drafter, Drafter):
             raise InvalidArgument(f"drafter is a {type(drafter).__name__}; derive it from lookahead.Drafter")
         if drafter is not None and sources is not None:
@@ -99,7 +102,7 @@ class Lookahead:
         if drafter is not None and pool is not None:
             raise InvalidArgument("a pool belongs to the default drafter; give either drafter or pool")
         require_supported(model, prompt=1, longest=1)
-        self.model, self.tokenizer, self.nodes = model, tokenizer, nodes
+        self.model, self.tokenizer, self.budget = model, tokenizer, _budget(nodes, budget)
         options: dict[str, Any] = {} if sources is None else {"sources": sources}
         self._memory = Memory(pool, tokenizer, remember)
         self.drafter = drafter or Grower(vocab_size=int(model.config.vocab_size), pools=self.pools, **options)
@@ -224,7 +227,7 @@ class Lookahead:
             device=input_ids.device,
             recorder=records if records.wanted else None,
             ordered=stops.ordered or not _is_known(streamer),
-            ahead=self.nodes > 0,
+            ahead=self.budget.most > 0,
         )
         seen = returned or bool(getattr(cache, "_is_user_defined", False))
         progress = Progress(
@@ -274,13 +277,14 @@ class Lookahead:
             for processor in sampler.grammars:
                 processor.begin(progress.rows, input_ids.shape[1], logits.shape[-1])
             with sampler.undisturbed():
-                rows = range(progress.rows if self.nodes else 0)
+                rows = range(progress.rows if self.budget.most else 0)
                 drafters = [self._started(contexts.view(row, 0)) for row in rows]
-            room = min(progress.remaining(0), 2 * BLOCK) + self.nodes + self.drafter.probes + 1
+            room = min(progress.remaining(0), 2 * BLOCK) + self.budget.most + self.drafter.probes + 1
             positions = last_positions(model_kwargs, cache, input_ids)
             target = Target(self.model, family, cache, mask, positions, room)
             vocab = int(self.model.config.vocab_size)
-            decoder = Decoder(target, sampler, progress, contexts, drafters, nodes=self.nodes, vocab=vocab)
+            purse = self._purse(progress.rows, sampler)
+            decoder = Decoder(target, sampler, progress, contexts, drafters, purse=purse, vocab=vocab)
             try:
                 with self.model._optimize_model_for_decode():
                     decoder.run(logits)
@@ -295,6 +299,14 @@ class Lookahead:
             for processor in sampler.grammars:
                 processor.close()
         return cache
+
+    def _purse(self, rows: int, sampler: Sampler) -> Purse:
+        """Return what a batch may spend; what a pass costs depends on how tokens are picked, too."""
+        return self.budget.begin(rows, sampler.kind, device=self.model.device.type, model=self._key)
+
+    @cached_property
+    def _key(self) -> str:
+        return key_of(self.model) if self.budget.stored else ""
 
     def _started(self, context: IntArray) -> Drafter:
         """Return the drafter of one row."""
@@ -313,6 +325,19 @@ class Lookahead:
                     self.drafter.learn_values(matcher, progress.generated(row))
 
 
+def _budget(nodes: Any, budget: Any) -> Budget:
+    if budget is None and not isinstance(nodes, str):
+        return Budget.of(nodes)
+    if nodes != "auto":
+        raise InvalidArgument(
+            f"nodes={nodes!r} and a budget; give one of them" if budget is not None
+            else f'nodes={nodes!r}; give "auto" or a whole number'
+        )
+    if budget is not None and not isinstance(budget, Budget):
+        raise InvalidArgument(f"budget is a {type(budget).__name__}; give a lookahead.Budget")
+    return budget or Budget()
+
+
 def _is_known(streamer: Any) -> bool:
     """Whether `streamer` is known to draw no random numbers."""
     return streamer is None or type(streamer).__module__.split(".")[0] in ("transformers", "lookahead")
@@ -325,7 +350,8 @@ def generate(
     *,
     drafter: Drafter | None = None,
     sources: Sequence[Any] | None = None,
-    nodes: int = 32,
+    nodes: int | Literal["auto"] = "auto",
+    budget: Budget | None = None,
     pool: PoolLike | Sequence[PoolLike] | None = None,
     remember: Remember = "output",
     **arguments: Any,
@@ -344,10 +370,10 @@ def generate(
             output is what `model.generate()` gives with `grammar.processor(tokenizer, eos_token_id=…)` as the last
             of your logits processors, its end tokens those of the call, and drafts follow it. Needs `tokenizer=`. With
             `custom_generate=la` pass that processor instead.
-        drafter, sources, nodes, pool, remember: see `Lookahead`; a pool given as a directory is closed at the end.
+        drafter, sources, nodes, budget, pool, remember: see `Lookahead`; a pool given as a directory is closed at the end.
 
     >>> lookahead.generate(model, **tokenizer("def add(", return_tensors="pt"), max_new_tokens=64)
     """
-    options: dict[str, Any] = {"drafter": drafter, "sources": sources, "nodes": nodes}
+    options: dict[str, Any] = {"drafter": drafter, "sources": sources, "nodes": nodes, "budget": budget}
     with Lookahead(model, arguments.get("tokenizer"), pool=pool, remember=remember, **options) as lookahead:
         return lookahead.generate(inputs, generation_config, **arguments)

@@ -23,6 +23,7 @@ from lookahead.sources.growth import ask_again, begin, empty_scratch, grow, lear
 from lookahead.sources.guide import guide
 from lookahead.sources.jacobi import Jacobi, empty_ngrams, no_ngrams
 from lookahead.sources.mixer import Weights, fresh_weights, restore, save
+from lookahead.sources.kernels import Records
 from lookahead.sources.nodes import find_nodes
 from lookahead.sources.noise import Noise, no_noise
 from lookahead.sources.pool import Reader, no_pool, pooled
@@ -178,8 +179,7 @@ class Row(Drafter):
         else:
             grow(self._index, self._new, self._pooled, self._read, *self._knowledge, *self._limits)
         self._raise_failure()
-        nodes = self._tree.nodes[: self._tree.used[NODES]]
-        draft = Draft(nodes["token"], nodes["parent"], nodes["weight"], nodes["source"])
+        draft = _drafted(self._tree.nodes[: self._tree.used[NODES]])
         return draft if self._window is None else self._with_window(draft, self._window)
 
     def observe(self, step: Step) -> None:
@@ -250,9 +250,13 @@ class Row(Drafter):
         return self._grower.recycled, self._grower.weights, self._tail, self._tree, self._scratch
 
     @property
-    def _limits(self) -> tuple[float, int]:
+    def _limits(self) -> tuple[FloatArray, int]:
         vocab_size = self._grower.vocab_size
-        return self._grower.min_chance, _LARGEST_TOKEN if vocab_size is None else vocab_size
+        least = self._grower.min_chance
+        floors = np.full(len(self._tree.nodes), least, np.float32)
+        if self.floors is not None:
+            np.maximum(floors[: len(self.floors)], self.floors, out=floors[: len(self.floors)])
+        return floors, _LARGEST_TOKEN if vocab_size is None else vocab_size
 
     def _grow_with_guests(self, context: IntArray) -> None:
         """Do what `grow` does, and let Python objects speak at every node."""
@@ -281,6 +285,13 @@ class Row(Drafter):
                 ask_again(self._index, self._pooled, *self._knowledge, node)
                 self._tell_guests(node)
                 learn_at(self._grower.weights, self._tree, self._scratch, node, token)
+
+
+def _drafted(nodes: Records) -> Draft:
+    """Return the tree as a draft; it is sound as it is grown."""
+    names = {"tokens": "token", "parents": "parent", "weight": "weight", "source": "source", "depth": "depth"}
+    columns = {name: nodes[field].copy() for name, field in names.items()}
+    return Draft.sound(**columns, probe=np.zeros(len(nodes), np.bool_))
 
 
 def _check(

@@ -7,19 +7,19 @@ import json
 import sys
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lookahead.command import (
+    check_drafting,
     check_sampling,
     check_writable,
     decoding,
     loaded,
     nodes,
     read_text,
+    save_trace,
     say_stats,
     served,
-    unwritable,
 )
 from lookahead.errors import GrammarError, InvalidArgument, InvalidInput, UnusableText
 
@@ -36,9 +36,7 @@ UNUSABLE = 1
 def run(args: argparse.Namespace) -> int:
     """Write a JSON value of a schema."""
     check_sampling(args)
-    for option in ("memory", "trace"):
-        if args.plain and getattr(args, option) is not None:
-            raise InvalidInput(f"--plain drafts nothing; leave out --{option}, or --plain")
+    check_drafting(args, "memory", "trace")
     if args.trace is not None:
         check_writable("--trace", args.trace)
     shape, grammar = _schema(args)
@@ -50,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         text, trace = _generate(args, found, grammar)
         seconds = time.perf_counter() - begin
     if trace is not None and args.trace is not None:
-        _save(args.trace, trace)
+        save_trace(args.trace, trace)
     try:
         result = raised(results([text], trace or Run(text.tokens, ()), JsonReader(shape)))[0]
     except UnusableText as error:
@@ -100,14 +98,6 @@ def _generate(args: argparse.Namespace, found: Loaded, grammar: Grammar) -> tupl
         with call.lookahead(args.memory or False) as lookahead:
             texts, trace = call.run(lookahead)
     return texts[0], trace
-
-
-def _save(file: str, trace: Run) -> None:
-    data = asdict(trace) | {"tokens_per_pass": trace.tokens_per_pass}
-    try:
-        Path(file).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise unwritable("--trace", file, error) from error
 
 
 def grammars(args: argparse.Namespace) -> int:

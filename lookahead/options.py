@@ -71,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
     _add_demo(commands.add_parser("demo", help="compare with plain decoding on the bundled model", allow_abbrev=False))
     _add_generate(commands.add_parser("generate", help="write on from a prompt", allow_abbrev=False))
     _add_json(commands.add_parser("json", help="write a JSON value of a schema", allow_abbrev=False))
+    _add_explain(commands.add_parser("explain", help="say where the time of a run went, and why", allow_abbrev=False))
     _add_grammars(commands.add_parser("grammars", help="list the grammars that come along", allow_abbrev=False))
     _add_pool(
         commands.add_parser("pool", help="keep n-grams of a corpus on the disk to draft from", allow_abbrev=False)
@@ -130,6 +131,7 @@ def _add_running(add: Callable[..., Any]) -> None:
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, …; default: a GPU if there is one")
     add("--plain", action="store_true", help="plain model.generate(), for comparison")
     add("--stats", action="store_true", help="write tokens, passes and seconds to standard error")
+    add("--trace", metavar="FILE", help="write what every pass did as JSON lines, for `lookahead explain`")
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
@@ -158,7 +160,23 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("running").add_argument
     _add_running(add)
     add("--memory", metavar="DIR", help="draft from earlier values of this schema, kept here")
-    add("--trace", metavar="FILE", help="write what every pass drafted and accepted as JSON")
+
+
+def _add_explain(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Say of a run whose --trace was written how many tokens came a pass and were expected to; where the time went; "
+        "why passes ran as many nodes as they did; and what each source earned, at what tokens and nodes were worth."
+    )
+    parser.epilog = (
+        "The keys of --json: tokens, rows, passes (with the prefill), tokens_per_pass; all, chosen (passes that chose "
+        "how many nodes) and each reason in why, with passes, nodes, expected, committed; seconds, with draft, mask, "
+        "forward, verify, cache, learn, other, step; each source in sources, with run, accepted, hit_rate, priced "
+        "(passes), earned_s, cost_s, net_s; unpriced (passes). Sums are over the passes after the prefill."
+    )
+    parser.add_argument("trace", metavar="TRACE", help="a file that --trace wrote; - is standard input")
+    more = parser.add_mutually_exclusive_group()
+    more.add_argument("--steps", action="store_true", help="also write a line for each pass")
+    more.add_argument("--json", action="store_true", help="write all totals as one JSON object")
 
 
 def _add_grammars(parser: argparse.ArgumentParser) -> None:

@@ -71,6 +71,7 @@ class Stops:
         max_length: the strictest length limit, prompt included; None: no limit.
         eos: tokens that end a row.
         pads: whether ended rows emit padding, as they do where an EOS criterion exists.
+        plain: whether nothing but a length and end tokens stops a row, and without a warning.
         ordered: whether a criterion is the user's own, which may draw random numbers or keep state.
     """
 
@@ -81,6 +82,8 @@ class Stops:
         self.ordered = any(type(c) not in (MaxTimeCriteria, StopStringCriteria) for c in self.others)
         self.pads = any(hasattr(c, "eos_token_id") for c in criteria)
         self.max_length = min((int(c.max_length) for c in self.lengths), default=None)
+        known = [c.max_position_embeddings for c in self.lengths if c.max_position_embeddings is not None]
+        self.plain = not self.others and not (known and self.max_length is not None and self.max_length > min(known))
 
     def __call__(
         self, tokens: Sequence[int], length: int, ids: Callable[[], Tensor], scores: tuple[Tensor, ...] | None
@@ -206,6 +209,26 @@ class Progress:
         self.length[row] += 1
         self._waits_at_eos[row] = self.unfinished[row] and self._stops.pads and token in self._stops.eos
         return token
+
+    @property
+    def takes_runs(self) -> bool:
+        """Whether `commit_run` does what picking token by token would: one row, and nobody asks or looks in between."""
+        return self.rows == 1 and self._stops.plain and self._streamer is None and not self._records.wanted
+
+    def commit_run(self, tokens: NDArray[np.int64]) -> int:
+        """Append and settle tokens of the only row, as far as it goes on; return how many."""
+        tokens = tokens[: self.remaining(0)]
+        ends = [i for i, token in enumerate(tokens.tolist()) if token in self._stops.eos]
+        tokens = tokens[: ends[0] + 1] if ends else tokens
+        start, count = self._prompt + self.length[0], len(tokens)
+        if start + count > self._ids.shape[1]:
+            self._ids = np.pad(self._ids, ((0, 0), (0, max(CHUNK, start // 4, count))))
+        self._ids[0, start : start + count] = tokens
+        self.length[0] += count
+        self.settled += count
+        if ends or self.remaining(0) <= 0:
+            self._finish(0)
+        return count
 
     def settle(self) -> set[int]:
         """Settle every column that all rows have reached; return the rows that ended with one of them."""

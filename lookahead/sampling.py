@@ -95,6 +95,9 @@ class Sampler:
             rows or keep state is called once a column, in order, as plain `generate()` calls it.
         grammars: those of the processors that drafters may ask.
         foresight: the noise of coming columns for drafters, where it is known.
+        learns: whether it is told what is drawn from.
+        direct: whether the pick of a node is its likeliest token, whatever the text.
+        picks: [B, N] int32, those of all nodes that were loaded last, where `direct`.
     """
 
     def __init__(
@@ -115,18 +118,24 @@ class Sampler:
         self._at_once = bool(kinds) and kinds <= (ROW_PURE if device.type == "cpu" else SAME_AT_ONCE)
         self.grammars: list[GrammarProcessor] = [p for p in processors if type(p) is GrammarProcessor]
         greedy = not do_sample and recorder is None
-        self._direct = greedy and not processors
+        self.direct = greedy and not processors
         self._masked = greedy and kinds == {GrammarProcessor} and len(self.grammars) == 1
         local = kinds <= ROW_LOCAL
         wanted = do_sample and (rows > 1 or ahead)
         ledger = wanted and local and not ordered and draws_match(device)
         self._ledger = NoiseLedger(rows, device) if ledger else None
         self.foresight: Foresight | None = None
+        self.learns = True
         self._ahead = ahead and ledger
         self.lockstep = rows > 1 and (not local or (do_sample and not ledger))
         self._logits: Tensor
         self._scores: Tensor | None = None
-        self._picks: list[list[int]] = []
+        self.picks: IntArray = np.zeros((rows, 0), np.int32)
+
+    @property
+    def kind(self) -> tuple[bool, ...]:
+        """What of the way to pick matters for what a pass costs."""
+        return self._sample, bool(self.grammars), self._recorder is not None, self._at_once, self.direct
 
     @property
     def keeps_columns(self) -> bool:
@@ -137,11 +146,10 @@ class Sampler:
         """Take the logits [B, N, V] of a pass; return the `top` best successors of all B * N nodes when top > 0."""
         self._logits, self._scores = logits, None
         flat = logits.flatten(0, 1)
-        best = best_tokens(flat.float(), top) if top else None
-        if self._direct:
-            first = best[0][:, 0] if best else flat.float().argmax(-1).cpu().numpy()
-            self._picks = first.reshape(logits.shape[:2]).tolist()
-        return best
+        best = best_tokens(flat.float(), max(top, 1)) if top or self.direct else None
+        if self.direct and best is not None:
+            self.picks = best[0][:, 0].reshape(logits.shape[:2])
+        return best if top else None
 
     def foresee(self, usual: Usual, prompt: Tensor, vocab: int) -> None:
         """Let drafters look at the noise of coming columns, where it is known.
@@ -179,8 +187,8 @@ class Sampler:
             ids: [B, L] all tokens before `column`; only the rows in `nodes` need to be right. None is fine where
                 `needs_ids` is false.
         """
-        if self._direct:
-            return {row: self._picks[row][node] for row, node in nodes.items()}
+        if self.direct:
+            return {row: int(self.picks[row, node]) for row, node in nodes.items()}
         if self._masked and ids is not None:
             return {row: self.grammars[0].best(row, ids, self._logits[row, node]) for row, node in nodes.items()}
         for grammar in self.grammars:
@@ -237,7 +245,7 @@ class Sampler:
         judged = probs if len(picking) == len(rows) else probs[[rows.index(row) for row in picking]]
         if not bool(torch.isfinite(judged.sum())):
             raise RuntimeError("probability tensor contains either `inf`, `nan` or element < 0")
-        if self.foresight is not None:
+        if self.foresight is not None and self.learns:
             self.foresight.usual.learn(judged)
         noise = self._ledger.noise(column, probs.shape[-1])
         return (probs / (noise if len(rows) == self._rows else noise[rows])).argmax(-1)

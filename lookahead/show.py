@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lookahead.compare import Row
+from lookahead.screen import grid
 from lookahead.stream import HALF_CHARACTER, decode
 
 COLOURS = ("black on cyan", "black on yellow", "black on magenta", "black on green", "white on blue")
@@ -29,34 +29,12 @@ COLUMNS = (  # heading, and how wide the terminal must be for it
 )
 
 
-class Screen(Console):
-    """A console for plain lines that leaves a closed pipe to the caller; without `colour` it writes no escape codes."""
-
-    def __init__(self, *, colour: bool = True) -> None:
-        super().__init__(color_system="auto" if colour else None, highlight=False, markup=False, emoji=False)
-
-    @property
-    def has_colour(self) -> bool:
-        """Whether colours reach whoever reads this."""
-        return self.is_terminal and self.color_system is not None and not self.no_color
-
-    def write(self, text: str | Text) -> None:
-        """Write `text` and leave its wrapping to the terminal."""
-        self.print(text, soft_wrap=True)
-
-    def on_broken_pipe(self) -> NoReturn:
-        raise BrokenPipeError
-
-
 def table(rows: Sequence[Row], width: int) -> Table:
     """Return the rows as a table that fits `width` columns, with a line for each kind's median ratio."""
     shown = [i for i, (_, needed) in enumerate(COLUMNS) if width >= needed]
-    result = Table(box=None, pad_edge=False, collapse_padding=True, padding=(0, 1 if width < ROOMY else 2))
-    for i in shown:
-        heading = COLUMNS[i][0]
-        narrowest = max(len(cell) for cell in (*heading.split("\n"), *(_cells(row)[i] for row in rows))) if i else None
-        words = i < 2 or i == len(COLUMNS) - 1
-        result.add_column(heading, justify="left" if words else "right", min_width=narrowest, no_wrap=True)
+    columns = [[COLUMNS[i][0], *(_cells(row)[i] for row in rows)] for i in shown]
+    words = [i < 2 or i == len(COLUMNS) - 1 for i in shown]
+    result = grid(columns, words, width, gap=1 if width < ROOMY else 2)
     for kind in dict.fromkeys(row.task.kind for row in rows):
         members = [row for row in rows if row.task.kind == kind]
         for row in members:

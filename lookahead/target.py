@@ -31,9 +31,11 @@ class TreeMask:
         batch, self.prompt = prompt_mask.shape
         self.buffer = torch.full((batch, 1, 1, self.prompt), self.hidden, dtype=dtype, device=prompt_mask.device)
         self.buffer[:, 0, 0, :].masked_fill_(prompt_mask, 0)
+        self._kept = range(0)  # slots that every row kept, and that are not shown yet
 
     def tree(self, ancestors: Tensor, used: int) -> Tensor:
         """Return the mask for trees with `ancestors` ([B, N, N] bool) behind `used` slots."""
+        self._catch_up()
         rows = ancestors.shape[-1]
         self._reserve(rows, used + rows)
         square = self.buffer[:, 0, :rows, used : used + rows]
@@ -42,11 +44,16 @@ class TreeMask:
 
     def hide(self, row: int, slots: Sequence[int]) -> None:
         """Hide `slots` from batch row `row`."""
+        self._catch_up()
         self.buffer[row, :, :, list(slots)] = self.hidden
 
     def keep(self, counts: Sequence[int], used: int) -> None:
         """Show, behind `used` slots, the next `counts[b]` to row b and hide the rest of those any row kept."""
         most = max(counts)
+        if min(counts) == most and (not self._kept or self._kept.stop == used):
+            self._kept = range(self._kept.start if self._kept else used, used + most)
+            return
+        self._catch_up()
         self._reserve(1, used + most)
         columns = self.buffer[..., used : used + most]
         columns.zero_()
@@ -56,8 +63,16 @@ class TreeMask:
 
     def realign(self, counts: Sequence[int]) -> None:
         """Show the first `counts[b]` slots behind the prompt to row b and hide all later ones."""
+        self._kept = range(0)
         self.buffer[..., self.prompt :] = self.hidden
         self.keep(counts, self.prompt)
+
+    def _catch_up(self) -> None:
+        """Show what every row kept; passes over single tokens need no mask, so it can wait."""
+        if self._kept:
+            self._reserve(1, self._kept.stop)
+            self.buffer[..., self._kept.start : self._kept.stop] = 0
+            self._kept = range(0)
 
     def _reserve(self, rows: int, columns: int) -> None:
         """Grow the buffer; the row stride stays a multiple of 16, which fused GPU kernels ask for."""
@@ -68,6 +83,33 @@ class TreeMask:
         new = self.buffer.new_full((batch, 1, max(rows, have_rows), wide), self.hidden)
         new[..., :have] = self.buffer[:, :, :1].expand(-1, -1, new.shape[2], -1)
         self.buffer = new
+
+
+class Watch:
+    """Times what runs inside; on a GPU by two marks in its stream, which never wait for each other."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._begin = self._seconds = 0.0
+        marks = device.type == "cuda"
+        self._marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if marks else []
+        self._device = device
+
+    def __enter__(self) -> None:
+        if self._marks:
+            self._marks[0].record(torch.cuda.current_stream(self._device))
+        self._begin = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._seconds = time.perf_counter() - self._begin
+        if self._marks:
+            self._marks[1].record(torch.cuda.current_stream(self._device))
+
+    @property
+    def seconds(self) -> float:
+        """What ran inside last took; on a GPU, as far as the host sees it until the second mark is reached."""
+        if self._marks and self._marks[1].query():
+            return float(self._marks[0].elapsed_time(self._marks[1])) / 1e3
+        return self._seconds
 
 
 class Target:
@@ -82,7 +124,7 @@ class Target:
         room: slots to allocate for generated tokens.
 
     Attributes:
-        seconds: what the latest call of the model took, as the host sees it.
+        prepared_s: what the latest inputs of the model took: tokens, positions, mask.
     """
 
     def __init__(
@@ -104,8 +146,14 @@ class Target:
         if prompt_mask is None:
             prompt_mask = torch.ones((rows, self.cache.prompt), dtype=torch.bool)
         self._mask = TreeMask(prompt_mask.to(self._device), self.cache.layers[0].dtype)
-        self.seconds = 0.0
+        self.prepared_s = 0.0
+        self._watch = Watch(self._device)
         self._next_position = last_position.cpu().numpy() + 1
+
+    @property
+    def seconds(self) -> float:
+        """What the latest call of the model took: on a GPU, from its first kernel to its last; ask once it has ended."""
+        return self._watch.seconds
 
     @property
     def runs_apart(self) -> bool:
@@ -125,6 +173,7 @@ class Target:
             drafts: one tree a row.
             columns: for each row, how many tokens were generated before its node 0.
         """
+        begin = time.perf_counter()
         size = max(len(draft) for draft in drafts)
         inputs = np.zeros((2, len(drafts), size), np.int64)
         for row, draft in enumerate(drafts):
@@ -135,17 +184,17 @@ class Target:
             inputs[1, row, :n] += draft.depth
         ids, positions = torch.from_numpy(inputs).to(self._device)
         mask = self._attention_mask(drafts, size)
-        begin = time.perf_counter()
-        outputs = self._model(
-            input_ids=ids,
-            position_ids=positions,
-            attention_mask=mask,
-            past_key_values=self.cache,
-            use_cache=True,
-            return_dict=True,
-            **self._inputs,
-        )
-        self.seconds = time.perf_counter() - begin
+        self.prepared_s = time.perf_counter() - begin
+        with self._watch:
+            outputs = self._model(
+                input_ids=ids,
+                position_ids=positions,
+                attention_mask=mask,
+                past_key_values=self.cache,
+                use_cache=True,
+                return_dict=True,
+                **self._inputs,
+            )
         return outputs.logits  # type: ignore[no-any-return]
 
     def keep(self, paths: Sequence[Sequence[int]]) -> None:

@@ -44,18 +44,20 @@ def _best(logits, peaks, top_tokens, top_values):  # type: ignore[no-untyped-def
     count, lanes = top_tokens.shape[1], peaks.shape[1]
     for row in range(rows):
         tokens, values, scores = top_tokens[row], top_values[row], logits[row]
-        tokens[:] = -1
-        for token in range(count):
-            _insert(tokens, values, token, scores[token])
-        worst = values[count - 1]
+        # So many lanes hold a logit that is at least as large: what is smaller is none of the best.
+        tokens[:], values[:] = -1, -np.inf
+        for lane in range(lanes if lanes >= count else 0):
+            if not peaks[row, lane] <= values[count - 1] or tokens[count - 1] < 0:
+                _insert(tokens, values, lane, peaks[row, lane])
+        least = values[count - 1]
+        tokens[:], values[:] = -1, -np.inf
         for lane in range(lanes + 1):
-            if lane < lanes and peaks[row, lane] <= worst:
+            if lane < lanes and peaks[row, lane] < least:
                 continue
             end = width if lane == lanes else (lane + 1) * LANE
-            for token in range(max(lane * LANE, count), end):
-                if not scores[token] <= worst:
+            for token in range(lane * LANE, end):
+                if not scores[token] <= values[count - 1] or tokens[count - 1] < 0:
                     _insert(tokens, values, token, scores[token])
-                    worst = values[count - 1]
 
 
 @njit(cache=True)

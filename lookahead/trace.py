@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+# Numba comes with drafts; a trace is read without.
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-from lookahead.draft import Draft, FloatArray, IntArray
+    from lookahead.draft import Draft, FloatArray, IntArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,7 +30,9 @@ class Step:
         foreseen: returns, for some nodes ([n] int), the tokens that the noise of their positions would draw; where that
             is known, else None. To be called in `observe` only.
         rows: nodes that each row of the batch ran in this pass.
-        seconds: what the pass took, from the drafts to the picks.
+        seconds: what the pass took, from the drafts to the kept rows.
+        token_s: seconds that a token was worth when the nodes were chosen; 0: not known.
+        row_s: seconds that one more node in every row would have cost; 0: not known.
     """
 
     row: int
@@ -38,6 +44,8 @@ class Step:
     foreseen: Callable[[IntArray], IntArray] | None = None
     rows: int = 0
     seconds: float = 0.0
+    token_s: float = 0.0
+    row_s: float = 0.0
 
     @property
     def accepted(self) -> int:
@@ -128,3 +136,29 @@ class Run:
     def tokens_per_pass(self) -> float:
         """Mean tokens a model pass yields for a row, the prefill counted as a pass (MAT)."""
         return self.tokens / (len(self.passes) + 1)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batch; 0 where there was no pass."""
+        return len(self.passes[0].committed) if self.passes else 0
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the trace as JSON Lines, a header and then one line a pass; times to the nanosecond.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        from lookahead import tracefile
+
+        tracefile.write(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Run:
+        """Read back what `save` wrote.
+
+        Raises:
+            InvalidInput: there is no such file, or it is no trace; the message names file and line.
+        """
+        from lookahead import tracefile
+
+        return tracefile.load(path)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lookahead.draft import Draft
+import numpy as np
+from numba import njit
+
+from lookahead.draft import Draft, IntArray
 from lookahead.progress import Progress
 from lookahead.sampling import Sampler
 
@@ -16,6 +19,8 @@ def walk(drafts: Sequence[Draft], sampler: Sampler, progress: Progress) -> list[
     soon as every row has it. The draft is a fixed token, hence picking and comparing is speculative sampling for point
     drafts (Leviathan et al. 2023; Chen et al. 2023), with the very draws of plain sampling.
     """
+    if sampler.direct and progress.takes_runs:
+        return [_run_down(drafts[0], sampler.picks[0], progress)]
     paths: list[list[int]] = [[] for _ in drafts]
     nodes = {row: 0 for row in range(len(drafts)) if progress.is_open(row)}
     while nodes and not progress.done:
@@ -41,3 +46,25 @@ def walk(drafts: Sequence[Draft], sampler: Sampler, progress: Progress) -> list[
             nodes[row] = -1 if child is None else child
         nodes = {row: node for row, node in nodes.items() if node >= 0 and row not in ended}
     return paths
+
+
+def _run_down(draft: Draft, picks: IntArray, progress: Progress) -> list[int]:
+    """Walk down one tree by the picks of its nodes, and commit all at once."""
+    nodes, tokens = np.empty(len(draft), np.int32), np.empty(len(draft), np.int64)
+    count = descend(draft.tokens, draft.parents, draft.probe, picks, nodes, tokens)
+    return nodes[: progress.commit_run(tokens[:count])].tolist()  # type: ignore[no-any-return]
+
+
+@njit(cache=True)
+def descend(tokens, parents, probe, picks, nodes, picked):  # type: ignore[no-untyped-def]
+    """Write the visited nodes, the root first, and what was picked at each; return how many there are."""
+    count, at, found = 0, 0, True
+    while found:
+        nodes[count], picked[count] = at, picks[at]
+        count += 1
+        found = False
+        for i in range(at + 1, tokens.shape[0]):
+            if parents[i] == at and tokens[i] == picks[at] and not probe[i]:
+                at, found = i, True
+                break
+    return count

@@ -25,6 +25,7 @@ from lookahead import Pool, cli, engine, options, show
 from lookahead.cli import main
 from lookahead.compare import Comparison, Row, Task, Trial, read_tasks
 from lookahead.loading import DEMO, quiet
+from lookahead.screen import Screen
 from lookahead.stream import TextStream, decode
 from lookahead.trace import Pass, Run
 
@@ -182,6 +183,32 @@ def test_stats_count_tokens_and_passes(model_dir: Path, capsys: pytest.CaptureFi
     assert fast.startswith("40 tokens, ")
     assert int(fast.split()[2]) < 40
     assert fast.count("\n") == 1
+
+
+@pytest.mark.parametrize("mode", [[], ["--no-stream"], ["--nodes", "0"]])
+def test_trace_says_what_every_pass_did(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: list[str]
+) -> None:
+    common = ["generate", "--model", str(model_dir), "--prompt", PROMPT, "--max-new-tokens", "40", "--stats", *mode]
+    assert main([*common, "--trace", str(tmp_path / "trace.jsonl")]) == 0
+    out, err = capsys.readouterr()
+    assert out == line(reference(model_dir))
+    trace = Run.load(tmp_path / "trace.jsonl")
+    assert 1 + sum(sum(each.committed) for each in trace.passes) == trace.tokens == 40
+    assert len(trace.passes) + 1 == int(err.split()[2])
+    assert all(each.nodes >= 1 and each.step_s >= each.model_s > 0 for each in trace.passes)
+
+
+def test_trace_is_refused_before_the_work(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "loaded", None)  # fails where it gets there
+    common = ["generate", "--model", str(model_dir), "--prompt", PROMPT]
+    said = refusal(capsys, [*common, "--trace", "no/such/folder/x"])
+    assert "--trace no/such/folder/x: no such file or directory; give a file that can be written" in said
+    said = refusal(capsys, [*common, "--trace", str(tmp_path / "x"), "--plain"])
+    assert "--plain drafts nothing; leave out --trace, or --plain" in said
+    assert not (tmp_path / "x").exists()
 
 
 def test_default_length_is_what_fits(model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -546,7 +573,7 @@ def test_table_fits_the_terminal(
     width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    screen = show.Screen()
+    screen = Screen()
     screen.print(show.table([example("abcdefgh", (3, 1, 3))] * 3, screen.width))
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= width
@@ -589,7 +616,7 @@ def test_nothing_asked_shows_help(capsys: pytest.CaptureFixture[str], arguments:
     assert "usage: lookahead" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["generate", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["generate", "--help"], ["explain", "--help"]])
 def test_help(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert main(arguments) == 0
     assert "usage: lookahead" in capsys.readouterr().out

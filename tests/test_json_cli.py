@@ -18,6 +18,7 @@ from lookahead.cli import main
 from lookahead.grammar import library
 from lookahead.grammar.grammar import Grammar
 from lookahead.loading import DEMO, quiet
+from lookahead.trace import Run
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -174,11 +175,11 @@ def test_trace_says_what_every_pass_did(
     model_dir: Path, schema_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["json", "--model", str(model_dir), "--schema", schema_file, "--prompt", PROMPT]
-    _, err = written(capsys, [*arguments, "--trace", str(tmp_path / "trace.json"), "--stats"])
-    trace = json.loads((tmp_path / "trace.json").read_text())
-    assert 1 + sum(sum(each["committed"]) for each in trace["passes"]) == trace["tokens"] == int(err.split()[0])
-    assert all(each["nodes"] >= 1 and each["model_s"] > 0 for each in trace["passes"])
-    assert trace["tokens_per_pass"] == trace["tokens"] / (len(trace["passes"]) + 1)
+    _, err = written(capsys, [*arguments, "--trace", str(tmp_path / "trace.jsonl"), "--stats"])
+    trace = Run.load(tmp_path / "trace.jsonl")
+    assert 1 + sum(sum(each.committed) for each in trace.passes) == trace.tokens == int(err.split()[0])
+    assert len(trace.passes) + 1 == int(err.split()[2])
+    assert all(each.nodes >= 1 and each.model_s > 0 for each in trace.passes)
 
 
 def test_nodes_bound_the_drafts(model_dir: Path, schema_file: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,10 +45,12 @@ class Matcher:
         vocabulary: the tokens.
         keys: those that a JSON Schema names, in its order.
         masks: [states, words] uint32, the mask of each state, where it was computed.
+        computed: masks that were computed so far.
     """
 
     def __init__(self, compiled: Any, ends: Iterable[int], size: int) -> None:
         self._compiled, self._engine = compiled, compiled.take()
+        self.computed = 0
         self._size, self.ends = size, tuple(end for end in ends if 0 <= end < size)
         self.vocabulary: Vocabulary = compiled.vocabulary
         self.keys: list[Key] = compiled.keys
@@ -254,6 +256,7 @@ class Matcher:
     def _compute(self, state: int) -> None:
         self._try(self._mask_into, state)
         self._known[state] = True
+        self.computed += 1
 
     def _accepting(self, state: int) -> bool:
         return state == ENDED or bool(self._try(self._engine_at, state).is_accepting())

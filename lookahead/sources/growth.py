@@ -41,7 +41,7 @@ from lookahead.sources.prompt import (
 )
 from lookahead.sources.race import ask_usual, known_ahead, learn_race, run_race
 from lookahead.sources.recycle import ask_recycled
-from lookahead.sources.tree import CURSOR, OFFSET, has_room_below, plant, suffix_of, take, wait
+from lookahead.sources.tree import CURSOR, NODES, OFFSET, has_room_below, plant, suffix_of, take, wait
 
 _HOPELESS = np.float32(0.002)  # a miss of what is so unlikely teaches nothing
 
@@ -72,19 +72,20 @@ def empty_scratch(guide: Guide | None = None, ngrams: Ngrams | None = None, nois
 
 
 @kernel
-def grow(index, new, pooled, read, recycled, weights, tail, tree, scratch, min_chance, vocab_size):  # type: ignore[no-untyped-def]
+def grow(index, new, pooled, read, recycled, weights, tail, tree, scratch, floors, vocab_size):  # type: ignore[no-untyped-def]
     """Take in the new tokens, then grow `tree` until it is full or no successor is likely enough.
 
     Args:
         new: what the index of the prompt has not seen yet; `read`: what the pools have not.
+        floors: [N] the chance that a node must have when so many are there already, rising.
     """
     _take_in(index, new, pooled, read, tail, tree, scratch)
     node = 0
     while node >= 0:
         if has_room_below(tree, node):
             _ask(index, pooled, recycled, weights, tail, tree, scratch, node)
-            _enqueue(weights, tree, scratch, node, min_chance, vocab_size)
-        node = _next(index, tree)
+            _enqueue(weights, tree, scratch, node, floors, vocab_size)
+        node = _next(index, tree, floors)
 
 
 # The parts of `grow` and of `learn_from` once more, for the loops that let Python objects speak in between.
@@ -95,11 +96,11 @@ def begin(index, new, pooled, read, recycled, weights, tail, tree, scratch):  # 
 
 
 @kernel
-def step(index, pooled, recycled, weights, tail, tree, scratch, node, min_chance, vocab_size):  # type: ignore[no-untyped-def]
+def step(index, pooled, recycled, weights, tail, tree, scratch, node, floors, vocab_size):  # type: ignore[no-untyped-def]
     """Rank the successors of `node`, make the likeliest of all a node, ask about it, and return it."""
     if has_room_below(tree, node):
-        _enqueue(weights, tree, scratch, node, min_chance, vocab_size)
-    node = _next(index, tree)
+        _enqueue(weights, tree, scratch, node, floors, vocab_size)
+    node = _next(index, tree, floors)
     if node >= 0 and has_room_below(tree, node):
         _ask(index, pooled, recycled, weights, tail, tree, scratch, node)
     return node
@@ -148,16 +149,17 @@ def _ask(index, pooled, recycled, weights, tail, tree, scratch, node):  # type: 
 
 
 @inner
-def _enqueue(weights, tree, scratch, node, min_chance, vocab_size):  # type: ignore[no-untyped-def]
+def _enqueue(weights, tree, scratch, node, floors, vocab_size):  # type: ignore[no-untyped-def]
     """Let the successors of `node` wait that are likely enough."""
     evidence, parent = scratch.evidence, tree.nodes[node]
     _weigh_all(weights, tree, scratch, node)
+    floor = floors[min(tree.used[NODES], floors.shape[0] - 1)]
     for j in range(evidence.size[0]):
         row = evidence.rows[j]
         if row.token >= vocab_size:
             continue
         chance = parent.chance * row.weight
-        at = wait(tree, chance) if chance >= min_chance else -1
+        at = wait(tree, chance) if chance >= floor else -1
         if at >= 0:
             item = tree.items[at]
             item.token, item.parent, item.source = row.token, node, _source(row)
@@ -222,9 +224,9 @@ def _source(row):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _next(index, tree):  # type: ignore[no-untyped-def]
+def _next(index, tree, floors):  # type: ignore[no-untyped-def]
     """Make the likeliest successor a node and return it, -1 when the tree is done."""
-    node = take(tree)
+    node = take(tree, floors)
     if node > 0:
         for i in range(FIELDS):
             tree.place[node, i] = tree.place[tree.nodes[node].parent, i]

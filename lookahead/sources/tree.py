@@ -117,9 +117,15 @@ def _drop(queue, waiting):  # type: ignore[no-untyped-def]
 
 
 @inner
-def take(tree):  # type: ignore[no-untyped-def]
-    """Make the likeliest waiting item a node and return it, -1 when none waits or no room is left."""
+def take(tree, floors):  # type: ignore[no-untyped-def]
+    """Make the likeliest waiting item a node and return it, -1 when none waits that is likely enough, or no room is left.
+
+    Args:
+        floors: [N] the chance that a node must have when so many are there already.
+    """
     if tree.used[WAITING] == 0:
+        return -1
+    if tree.items[tree.queue[tree.used[WAITING] - 1]].chance < floors[tree.used[NODES]]:
         return -1
     tree.used[WAITING] -= 1
     node, at = tree.used[NODES], tree.queue[tree.used[WAITING]]

@@ -1,0 +1,220 @@
+"""What a pass costs: seconds as a function of nodes, context and grammar work, learnt from the passes themselves.
+
+The curve is a sum of ramps between knots, plus terms in context and grammar masks, all with coefficients of zero or more:
+so it rises with everything, in straight pieces. It is fitted by least squares of relative errors with Huber's weights (Huber
+1964), so that a hiccup of the machine moves it little. Where nothing has been measured yet it goes on with the slope
+before. Passes that took the machine's varying speed with them are made comparable by a slowly moving level.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+KNOTS = np.array((1, 2, 3, 5, 8, 12, 17, 25, 33, 49, 65, 97, 129, 257, 513, 1025, 2049, 4097), np.float64)
+"""Nodes of a tree, root included, between which seconds rise in a straight line."""
+
+_SIZES = KNOTS.tolist()
+_RAMPS = len(KNOTS) - 1
+_CONTEXT, _SQUARE, _MASKS = _RAMPS + 1, _RAMPS + 2, _RAMPS + 3  # columns; column 0 is the base
+_COLUMNS = _RAMPS + 4
+_LENGTHS, _KEPT = 8, 4  # classes of context length, and passes kept of each class and knot
+_LONG, _WIDE = 1024.0, 32.0  # units of context and of nodes where they are multiplied
+_ENOUGH, _STALE = 3, 4096  # passes of a size that are enough, and after which they are old
+_SETTLED = 16  # passes after which the level begins to move
+_PULL = 0.02  # of the level, towards a pass
+_WORST = 0.5  # log of a ratio beyond which a pass is taken for a hiccup
+_ALONE = 0.1  # weight of a pass that is the only one of its size
+_CHANGE = 1.0  # weight of "the slope goes on", in passes
+_TURNS = 4  # of weighing the passes by their errors
+_NOISE = 0.05  # of a pass: an error that is nothing unusual
+_PRIOR = 0.3  # weight of the slope that is assumed before anything is known, in passes
+
+Seconds = NDArray[np.float64]
+
+
+class CostCurve:
+    """Seconds of a pass for one batch size.
+
+    Args:
+        slope: what one more node in every row is assumed to cost before anything is known, as a part of a pass over one.
+        known: seconds by nodes (root included) at no context, from another curve or an earlier process; trusted as one
+            pass each.
+
+    Attributes:
+        passes: that were taken in.
+    """
+
+    def __init__(self, *, slope: float = 0.02, known: Callable[[Seconds], Seconds] | None = None) -> None:
+        if not (math.isfinite(slope) and slope >= 0):
+            raise ValueError(f"slope={slope}; give a part of a pass, 0 or more")
+        self.passes = 0
+        self._slope, self._known = slope, None if known is None else known(KNOTS)
+        shape = (len(KNOTS) * _LENGTHS, _KEPT)
+        self._rows = np.zeros((*shape, _COLUMNS))
+        self._times = np.zeros(shape)  # at level 1; 0: none
+        self._next = np.zeros(shape[0], np.int64)
+        self._counts, self._last = np.zeros(len(KNOTS), np.int64), np.zeros(len(KNOTS), np.int64)
+        self._fit = _assumed(slope)
+        self._level = 1.0
+        self._due = 1
+        if self._known is not None:
+            self._refit()
+
+    def add(self, nodes: int, seconds: float, *, context: int = 0, masks: int = 0) -> None:
+        """Take in a pass over trees of `nodes` nodes behind `context` tokens, in which `masks` masks were computed."""
+        if not (seconds > 0 and math.isfinite(seconds)):
+            return
+        row = _row(nodes, context, masks)
+        expected = self._level * float(row.dot(self._fit))
+        if self.passes >= _SETTLED and expected > 0:
+            error = math.log(seconds / expected)
+            if abs(error) < _WORST or self.passes % 8 == 0:  # a machine that has become another one is believed slowly
+                self._level *= math.exp(_PULL * max(-_WORST, min(error, _WORST)))
+        at = _class(nodes, context)
+        slot = self._next[at] % _KEPT
+        self._rows[at, slot], self._times[at, slot] = row, seconds / self._level
+        self._next[at] += 1
+        self.passes += 1
+        knot = _knot(nodes)
+        self._counts[knot] += 1
+        self._last[knot] = self.passes
+
+    def seconds(self, nodes: NDArray[np.int64] | Seconds, *, context: int = 0, masks: int = 0) -> Seconds:
+        """Return the expected seconds of passes over `nodes` ([N]) nodes; before anything is known, in passes over one."""
+        if self.passes >= self._due:
+            self._refit()
+            self._due = self.passes + (1 if self.passes < 4 else 4 if self.passes < 32 else 32)
+        found: Seconds = self._level * (_columns(np.asarray(nodes, np.float64), context, masks) @ self._fit)
+        return found
+
+    def hoped(self, nodes: int) -> float:
+        """Return what a pass over `nodes` nodes may cost at best, for sizes of which little is known."""
+        one = float(self.seconds(np.array([1.0]))[0])
+        return min(one * (1.0 + self._slope * (nodes - 1)), float(self.seconds(np.array([nodes]))[0]))
+
+    def unknown(self, most: int) -> list[int]:
+        """Return the knots up to `most` of whose size too few passes were taken in, or none for long."""
+        found = [int(size) for size in KNOTS[self._counts < _ENOUGH] if size <= most]
+        if self.passes > _STALE:
+            found += [int(size) for size in KNOTS[self.passes - self._last > _STALE] if size <= most]
+        return found
+
+    def _refit(self) -> None:
+        kept, trust = _believed(self._times / np.maximum(self._rows @ self._fit, 1e-12))
+        rows, times = self._rows[kept], self._times[kept]
+        if self._known is not None:
+            rows = np.concatenate([rows, _columns(KNOTS, 0, 0)])
+            times = np.concatenate([times, self._known / self._level])
+            trust = np.concatenate([trust, np.ones(len(KNOTS))])
+        if len(times):
+            self._fit = _fit(rows, times, trust, self._slope)
+
+
+def _knot(nodes: int) -> int:
+    return bisect_right(_SIZES, nodes) - 1
+
+
+def _class(nodes: int, context: int) -> int:
+    length = min(max(int(context) // 64, 1).bit_length() - 1, _LENGTHS - 1)
+    return _knot(nodes) * _LENGTHS + length
+
+
+def _row(nodes: int, context: int, masks: int) -> Seconds:
+    """Return one row of `_columns`, quickly."""
+    ramp = _knot(nodes)
+    out = np.zeros(_COLUMNS)
+    out[: ramp + 1] = 1.0
+    if ramp < _RAMPS:
+        out[ramp + 1] = (nodes - _SIZES[ramp]) / (_SIZES[ramp + 1] - _SIZES[ramp])
+    out[_CONTEXT], out[_SQUARE], out[_MASKS] = context / _LONG, context / _LONG * nodes / _WIDE, masks
+    return out
+
+
+def _assumed(slope: float) -> Seconds:
+    """Return the coefficients of a curve that rises by `slope` a node from 1."""
+    return np.concatenate([[1.0], slope * np.diff(KNOTS), np.zeros(_COLUMNS - 1 - _RAMPS)])
+
+
+def _columns(nodes: Seconds, context: int, masks: int) -> Seconds:
+    """Return [N, COLUMNS]: what the coefficients are multiplied by."""
+    out = np.empty((len(nodes), _COLUMNS))
+    out[:, 0] = 1.0
+    out[:, 1 : _RAMPS + 1] = np.clip((nodes[:, None] - KNOTS[:-1]) / np.diff(KNOTS), 0.0, 1.0)
+    out[:, _CONTEXT] = context / _LONG
+    out[:, _SQUARE] = context / _LONG * nodes / _WIDE
+    out[:, _MASKS] = masks
+    return out
+
+
+def _believed(times: Seconds) -> tuple[NDArray[np.bool_], Seconds]:
+    """Return which of the passes of each class are taken for usual, and their weights; `times` are as parts of the expected.
+
+    The faster half of them: what disturbs a pass only ever slows it down, most of all the first one of its size. Where
+    there is only one, it counts little.
+    """
+    there = times > 0
+    count = there.sum(1)
+    rank = np.argsort(np.argsort(np.where(there, times, np.inf), axis=1), axis=1)
+    kept = there & (rank < np.maximum((count + 1) // 2, 1)[:, None])
+    weight = np.where(count == 1, _ALONE, 1.0)[:, None] * np.ones(times.shape)
+    return kept, weight[kept]
+
+
+def _beside() -> Seconds:
+    """Return [COLUMNS, COLUMNS], the part of the normal equations that knows no passes: that the slope goes on."""
+    width, gram = np.diff(KNOTS), 1e-6 * np.eye(_COLUMNS)
+    for ramp in range(1, _RAMPS):
+        row = np.zeros(_COLUMNS)
+        row[ramp + 1], row[ramp] = width[ramp - 1] / width[ramp], -1.0
+        gram += _CHANGE**2 * np.outer(row, row)
+    gram[1, 1] += _PRIOR**2
+    return gram
+
+
+_BESIDE = _beside()
+
+
+def _fit(rows: Seconds, times: Seconds, trust: Seconds, slope: float) -> Seconds:
+    """Return coefficients of 0 or more: relative least squares, Huber's weights, and "the slope goes on" beside them.
+
+    Args:
+        trust: weights of the passes.
+        slope: of the first ramp before anything is known, as a part of a pass.
+    """
+    scale = float(np.median(times))
+    relative = rows * (scale / times)[:, None]
+    fit = np.zeros(_COLUMNS)
+    fit[0], weight = 1.0, trust
+    for _ in range(_TURNS):
+        weighted = relative * weight[:, None]
+        gram, right = weighted.T @ relative + _BESIDE, weighted.sum(0)
+        right[1] += _PRIOR**2 * slope
+        _descend(gram, gram @ fit - right, fit)
+        errors = np.abs(relative @ fit - 1.0)
+        weight = trust * np.minimum(1.0, max(2.0 * float(np.median(errors)), _NOISE) / np.maximum(errors, 1e-12))
+    # A row costs no more than a pass of its own.
+    fit[1 : _RAMPS + 1] = np.minimum(fit[1 : _RAMPS + 1], np.diff(KNOTS) * fit[0])
+    return fit * scale
+
+
+@njit(cache=True)
+def _descend(gram, gradient, fit):  # type: ignore[no-untyped-def]
+    """Minimise x'Gx / 2 - r'x over x >= 0, coordinate by coordinate (Franc et al. 2005); `gradient` is Gx - r."""
+    for _ in range(200):
+        moved = 0.0
+        for a in range(fit.shape[0]):
+            new = max(fit[a] - gradient[a] / gram[a, a], 0.0)
+            step = new - fit[a]
+            if step != 0.0:
+                fit[a] = new
+                moved = max(moved, abs(step))
+                for b in range(fit.shape[0]):
+                    gradient[b] += step * gram[b, a]
+        if moved < 1e-6:
+            break

@@ -1,0 +1,188 @@
+"""The file of a trace: JSON Lines, a header and then one line a pass."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lookahead.errors import InvalidInput
+from lookahead.trace import Pass, Run, Share
+
+FORMAT, VERSION = "lookahead trace", 1
+DIGITS = 9  # seconds are kept to the nanosecond: a row may cost less than a microsecond
+LIMIT = 10**15  # larger numbers are damage, and products of them would not stay finite
+FIX = "give a trace that --trace or Run.save() wrote"
+
+T = TypeVar("T")
+
+
+def write(run: Run, path: str | os.PathLike[str]) -> None:
+    """Write a trace, over what is at `path`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "tokens": run.tokens,
+        "rows": run.rows,
+        "passes": len(run.passes),
+        "tokens_per_pass": run.tokens_per_pass,
+    }
+    lines = [header, *map(_fields, run.passes)]
+    text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+    Path(path).write_bytes(text.encode())
+
+
+def _fields(one: Pass) -> dict[str, Any]:
+    return {each.name: KINDS[str(each.type)][0](getattr(one, each.name)) for each in fields(Pass)}
+
+
+def load(path: str | os.PathLike[str]) -> Run:
+    """Read a trace back; see `read`."""
+    try:
+        data = Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        said = (getattr(error, "strerror", None) or str(error)).lower()
+        raise InvalidInput(f"{os.fspath(path)}: {said}; {FIX}") from error
+    return read(data, os.fspath(path))
+
+
+def read(data: bytes, name: str) -> Run:
+    """Return the trace that `data` holds; fields it has beside those of `Pass` are not read.
+
+    Raises:
+        InvalidInput: it is no trace, or damaged; the message names `name` and the line.
+    """
+    if not data.strip():
+        raise InvalidInput(f"{name}: there is nothing in it; {FIX}")
+    texts = data.removeprefix(codecs.BOM_UTF8).rstrip().split(b"\n")
+    lines = [_Line(text, f"{name}, line {i}") for i, text in enumerate(texts, 1)]
+    header = lines[0]
+    _check_format(header)
+    tokens, rows, promised = (header.get(key, _count) for key in ("tokens", "rows", "passes"))
+    header.get("tokens_per_pass", _number)
+    passes = tuple(_pass(line, rows) for line in lines[1:])
+    if len(passes) != promised:
+        raise lines[-1].refused(f"the file ends after {len(passes)} passes, but its header promises {promised}")
+    return Run(tokens, passes)
+
+
+def _check_format(header: _Line) -> None:
+    if header.values.get("format") != FORMAT:
+        raise header.refused(f'not a trace, which begins with {{"format": "{FORMAT}"')
+    version = header.get("version", _count)
+    if version > VERSION:
+        raise InvalidInput(
+            f"{header.place}: a trace of version {version}, and this lookahead reads up to {VERSION}; "
+            "upgrade lookahead-decoding"
+        )
+
+
+def _pass(line: _Line, rows: int) -> Pass:
+    """Return the pass of a line; what it lacks is as `Pass` sets it, where that is optional."""
+    given = {}
+    for each in fields(Pass):
+        needed = each.default is MISSING and each.default_factory is MISSING
+        if needed or each.name in line.values:
+            given[each.name] = line.get(each.name, KINDS[str(each.type)][1])
+    one = Pass(**given)
+    if len(one.committed) != rows:
+        raise line.refused(f'"committed" is of {len(one.committed)} rows, but the header says {rows}')
+    return one
+
+
+class _Line:
+    """One line of the file, which must be a JSON object.
+
+    Args:
+        place: the file and the number of the line, for messages.
+    """
+
+    def __init__(self, text: bytes, place: str) -> None:
+        self.place = place
+        try:
+            self.values = json.loads(text.decode())
+        except UnicodeDecodeError as error:
+            raise self.refused(f"not UTF-8 text (byte {error.start})") from error
+        except (ValueError, RecursionError) as error:
+            raise self.refused(f"not JSON ({error})") from error
+        if not isinstance(self.values, dict):
+            raise self.refused(f"{reprlib.repr(self.values)} is no JSON object")
+
+    def get(self, key: str, parse: Callable[[Any], T]) -> T:
+        """Return a field, checked by `parse`, whose `ValueError` says what is wanted."""
+        if key not in self.values:
+            raise self.refused(f'"{key}" is missing')
+        try:
+            return parse(self.values[key])
+        except ValueError as error:
+            raise self.refused(f'"{key}" is {reprlib.repr(self.values[key])}, not {error}') from error
+
+    def refused(self, problem: str) -> InvalidInput:
+        return InvalidInput(f"{self.place}: {problem}; {FIX}")
+
+
+def _rounded(value: float) -> float:
+    return round(float(value), DIGITS)
+
+
+def _counts_out(counts: Sequence[int]) -> list[int]:
+    return [int(count) for count in counts]
+
+
+def _sources_out(sources: Mapping[str, Share]) -> dict[str, list[float]]:
+    return {name: [int(one.run), int(one.accepted), _rounded(one.seconds)] for name, one in sources.items()}
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= LIMIT:
+        raise ValueError("a whole number from 0 to 10^15")
+    return value
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 <= value <= LIMIT:  # nor is NaN
+        raise ValueError("a number from 0 to 10^15")
+    return float(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("a string")
+    return value
+
+
+def _counts(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise ValueError("a list of whole numbers")
+    return tuple(map(_count, value))
+
+
+def _sources(value: Any) -> dict[str, Share]:
+    if not isinstance(value, dict):
+        raise ValueError("an object of sources")
+    return {name: _share(one) for name, one in value.items()}
+
+
+def _share(value: Any) -> Share:
+    if not isinstance(value, list) or len(value) < 3:
+        raise ValueError("[run, accepted, seconds] for every source")
+    return Share(_count(value[0]), _count(value[1]), _number(value[2]))
+
+
+KINDS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "int": (int, _count),
+    "float": (_rounded, _number),
+    "str": (str, _text),
+    "tuple[int, ...]": (_counts_out, _counts),
+    "Mapping[str, Share]": (_sources_out, _sources),
+}
+"""How a field of `Pass` is written and read, by its type."""
