@@ -82,7 +82,11 @@ def main() -> None:
     print(f"outside the model call: {1e3 * outside:.2f} ms a step (median), of it", end=" ")
     print(f"draft {1e3 * statistics.median(p.draft_s for p in passes):.2f} ms,", end=" ")
     parts = {"mask": "mask_s", "verify": "verify_s", "cache": "cache_s", "learning": "learn_s"}
-    print(", ".join(f"{n} {1e3 * statistics.median(getattr(p, part) for p in passes):.2f} ms" for n, part in parts.items()))
+    print(
+        ", ".join(
+            f"{n} {1e3 * statistics.median(getattr(p, part) for p in passes):.2f} ms" for n, part in parts.items()
+        )
+    )
     print(f"model call: {1e3 * statistics.median(p.model_s for p in passes):.2f} ms")
     ratios = []
     for _ in range(args.rounds):

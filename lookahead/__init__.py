@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lookahead.budget import Budget
     from lookahead.draft import Draft
     from lookahead.drafter import Drafter
     from lookahead.engine import Lookahead, generate
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Budget": "budget",
     "Draft": "draft",
     "Drafter": "drafter",
     "Grammar": "grammar.grammar",
@@ -93,6 +95,7 @@ _HOME = {
     "stream_json": "structured.generate",
 }
 __all__ = [
+    "Budget",
     "Draft",
     "Drafter",
     "Grammar",

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 from lookahead.cost import CostCurve, Seconds
 from lookahead.curves import Curves
 from lookahead.draft import Draft, FloatArray
 from lookahead.errors import InvalidArgument
+from lookahead.recent import Recent
 from lookahead.switch import Switch
 from lookahead.trust import Trust
 
 MAX_NODES = 4096
 RECENT = 16  # passes that the rate of late is averaged over
-SIZES, ASKING = 0.3, 0.7  # of what may be explored: passes of other sizes, and drafts which have not paid lately
+SIZES, ASKING = 0.2, 0.5  # of what may be explored: passes of other sizes, and drafts which have not paid lately
 _HELD = 16.0  # passes over one node: what is saved up for passes of other sizes at most
 _FRESH, _SELDOM = 8, 32  # passes after which prices are computed anew; where nothing is chosen by them
+_CAUTION = 0.8  # of the chance that a node needs is what it needs to be drafted: it may claim too little
 _SLOPE = {"cpu": 0.02}  # of a pass: what one more node in every row is assumed to cost, by device
 _SLOPE_ELSEWHERE = 0.002
 
@@ -149,24 +153,22 @@ class Budget:
 
 
 class Rate:
-    """Seconds a token took of late."""
+    """Seconds a token took of late.
+
+    Attributes:
+        token_s: seconds a token; 0 before anything is known.
+    """
 
     def __init__(self) -> None:
-        self._seconds = self._tokens = 0.0
-        self._passes = 0
-
-    @property
-    def token_s(self) -> float:
-        """Seconds a token; 0 before anything is known."""
-        return self._seconds / self._tokens if self._tokens else 0.0
+        self._seconds, self._tokens = Recent(RECENT), Recent(RECENT)
+        self.token_s = 0.0
 
     def add(self, seconds: float, tokens: int) -> None:
         """Take in a pass. One that took far longer than usual counts as a long one, no more."""
-        self._passes += 1
-        part = 1.0 / min(self._passes, RECENT)
-        usual = 4.0 * self._seconds if self._passes > RECENT else seconds
-        self._seconds += (min(seconds, usual) - self._seconds) * part
-        self._tokens += (tokens - self._tokens) * part
+        self._seconds.add(seconds)
+        self._tokens.add(tokens)
+        total = self._tokens.total
+        self.token_s = self._seconds.mean * len(self._seconds) / total if total else 0.0
 
 
 class Purse:
@@ -185,8 +187,10 @@ class Purse:
         self._sizes = np.arange(1, budget.most + 2)
         self._seconds = self._hull = np.zeros(0)
         self._priced_at = -_FRESH
-        self._base_s = 0.0  # seconds of a step outside of its pass
-        self._growing = Slope()
+        self._unknown: list[int] = []
+        self._turns = 0
+        self._base = Recent(RECENT)  # seconds of a step outside of its pass
+        self._growing, self._node_s = Slope(), 0.0
         self._last = Choice(0, "fixed", 0.0)
         self._explores_from = 0.0  # seconds that an exploring pass would have been worth
         self.floors: FloatArray | None = None
@@ -195,6 +199,11 @@ class Purse:
     def most(self) -> int:
         """Nodes that a row may draft."""
         return self._budget.most
+
+    @property
+    def frugal(self) -> bool:
+        """Whether sources that do not pay are to rest."""
+        return not self._budget.fixed
 
     def asks(self, row: int) -> bool:
         """Whether `row` drafts in this pass."""
@@ -207,10 +216,12 @@ class Purse:
     def prepare(self, rows: int, context: int) -> None:
         """Compute the prices of the next pass, in which `rows` rows draft behind `context` tokens."""
         every = _SELDOM if self._budget.fixed else _FRESH
-        if self._curve.passes - self._priced_at >= every or (self._curve.passes < every and not self._budget.fixed):
-            self._priced_at = self._curve.passes
+        if self._turns - self._priced_at >= every or (self._turns < every and not self._budget.fixed):
+            self._priced_at = self._turns
             self._seconds = self._curve.seconds(self._sizes, context=context)
             self._hull = _rising(np.diff(self._seconds))
+            self._node_s = self._growing.value
+            self._unknown = self._curve.unknown(self.most + 1)
         if self._budget.fixed:
             return
         token_s = self._rate.token_s
@@ -219,7 +230,7 @@ class Purse:
             return
         floors = np.empty(len(self._sizes), np.float32)
         floors[0] = 0.0
-        floors[1:] = (self._hull + self._growing.value) / (token_s * max(rows, 1))
+        floors[1:] = _CAUTION * (self._hull + self._node_s) / (token_s * max(rows, 1))
         self.floors = floors
 
     def choose(self, drafts: Mapping[int, Draft], rows: int) -> tuple[Choice, Mapping[int, Draft]]:
@@ -234,15 +245,15 @@ class Purse:
             return self._last, drafts
         trust = self._budget.trust
         chances = {row: trust.chances(draft) for row, draft in drafts.items()}
-        table = np.zeros((len(drafts), self.most), np.float64)
-        for at, (row, draft) in enumerate(drafts.items()):
-            likeliest(chances[row], draft.probe, table[at])
-        expected = rows + np.concatenate([[0.0], np.cumsum(table.sum(0))])
+        expected, probes = np.full(self.most + 1, float(rows)), 0
+        for row, draft in drafts.items():
+            probes = max(probes, add_likeliest(chances[row], draft.probe, expected))
         if self._budget.fixed:
             self._last = self._unasked(rows, float(expected[-1]))
             return self._last, drafts
-        probes = max(int(np.count_nonzero(draft.probe)) for draft in drafts.values())
-        self._last = self._weighed(expected[: 1 + int(np.count_nonzero(table.max(0)))], probes)
+        # What the largest draft cannot fill is no choice.
+        filled = max(len(draft) for draft in drafts.values()) - probes
+        self._last = self._weighed(expected[: max(filled, 1)], probes)
         nodes = self._last.nodes
         return self._last, {row: draft.trim(nodes, chances[row]) for row, draft in drafts.items()}
 
@@ -254,7 +265,7 @@ class Purse:
     def _weighed(self, expected: Seconds, probes: int) -> Choice:
         """Return the choice among `len(expected)` numbers of nodes; `expected` are the tokens of each, for all rows."""
         seconds, known = self._with_probes(probes)[: len(expected)], self._curve.passes > 0
-        nodes, token_s = _best(expected, seconds, self._base_s, self._rate.token_s if known else 0.0)
+        nodes, token_s = _best(expected, seconds, self._base.median, self._rate.token_s if known else 0.0)
         why = "pays" if nodes else "none pays"
         other = self._explored(expected, seconds, nodes, token_s)
         if other is not None:
@@ -262,21 +273,24 @@ class Purse:
         row_s = float(seconds[nodes] - seconds[nodes - 1]) if nodes else self._row_s(probes)
         return Choice(nodes, why, float(expected[nodes]), token_s if known else 0.0, row_s if known else 0.0)
 
-    def observe(self, spent: Spent, verified: Iterable[tuple[Draft, Sequence[int]]]) -> None:
-        """Learn from a pass and its `verified` drafts, each with the nodes that were accepted."""
-        for draft, path in verified:
-            self._budget.trust.observe(draft, np.array(path, np.int32))
+    def observe(self, spent: Spent, followed: Iterable[tuple[Draft, NDArray[np.int64]]]) -> None:
+        """Learn from a pass, and from what was proposed in it with the tokens that `followed`."""
+        for draft, tokens in followed:
+            self._budget.trust.observe(draft, tokens)
         if self.most == 0:
             return
         tokens = sum(spent.tokens.values())
+        self._turns += 1
         self._curve.add(spent.size, spent.pass_s, context=spent.context, masks=spent.masks)
         self._rate.add(spent.step_s, tokens)
-        self._base_s += (max(spent.step_s - spent.pass_s, 0.0) - self._base_s) / RECENT
-        self._growing.add(*spent.grown)
+        self._base.add(max(spent.step_s - spent.pass_s, 0.0))
+        if spent.asking_s:
+            self._growing.add(*spent.grown)
         if self._budget.fixed:
             return
         budget = self._budget
         if self._last.why == "explores":
+            self._unknown = self._curve.unknown(self.most + 1)
             budget.saved -= max(spent.pass_s - self._explores_from, 0.0)
         if len(self._seconds):
             held = _HELD * float(self._seconds[0])
@@ -319,7 +333,7 @@ class Purse:
 
     def _may_explore_beyond(self) -> bool:
         """Whether a pass that is larger than usual is wanted, and may be paid for."""
-        unknown = [size for size in self._curve.unknown(self.most + 1) if size - 1 > self._last.nodes]
+        unknown = [size for size in self._unknown if size - 1 > self._last.nodes]
         if not unknown or self._curve.passes < _FRESH:
             return False
         return self._curve.hoped(min(unknown)) - float(self._seconds[self._last.nodes]) <= self._budget.saved
@@ -331,7 +345,7 @@ class Purse:
         """
         if self._curve.passes < _FRESH:
             return None
-        for size in self._curve.unknown(len(expected)):
+        for size in [size for size in self._unknown if size <= len(expected)]:
             hoped = min(self._curve.hoped(size), float(seconds[size - 1]))
             loss = token_s * float(expected[nodes] - expected[size - 1]) - float(seconds[nodes]) + hoped
             if size - 1 != nodes and loss <= self._budget.saved:
@@ -344,32 +358,42 @@ class Slope:
     """What one more node costs to draft: a line through recent drafts."""
 
     def __init__(self) -> None:
-        self._means = np.zeros(4)  # of nodes, seconds, nodes squared, their product
-        self._count = 0
-        self.value = 0.0
+        self._drafts: deque[tuple[int, float]] = deque(maxlen=2 * RECENT)
 
     def add(self, nodes: int, seconds: float) -> None:
         """Take in drafts of `nodes` nodes in all."""
-        self._count += 1
-        part = 1.0 / min(self._count, 2 * RECENT)
-        self._means += (np.array([nodes, seconds, nodes * nodes, nodes * seconds]) - self._means) * part
-        n, s, nn, ns = self._means
-        spread = nn - n * n
-        self.value = max(float((ns - n * s) / spread), 0.0) if spread > 1.0 else 0.0
+        self._drafts.append((nodes, seconds))
+
+    @property
+    def value(self) -> float:
+        """Seconds a node; 0 while drafts are few, or all of one size."""
+        if len(self._drafts) < _FRESH:
+            return 0.0
+        nodes, seconds = np.array(self._drafts).T
+        usual = seconds <= 3.0 * np.median(seconds)
+        nodes, seconds = nodes[usual] - nodes[usual].mean(), seconds[usual]
+        spread = float(nodes @ nodes)
+        return max(float(nodes @ seconds) / spread, 0.0) if spread > len(nodes) else 0.0
 
 
 @njit(cache=True)
-def likeliest(chances, probe, out):  # type: ignore[no-untyped-def]
-    """Write to `out` the chances of the acceptable nodes below the root, the likeliest first; it holds zeros."""
-    used = 0
+def add_likeliest(chances, probe, expected):  # type: ignore[no-untyped-def]
+    """Add to `expected` ([most + 1]) what the 0, 1, … likeliest acceptable nodes below the root bring; count the probes."""
+    probes, used = 0, 0
+    best = np.empty(len(chances), np.float32)
     for i in range(1, len(chances)):
-        if not probe[i] and (used < len(out) or (used > 0 and chances[i] > out[used - 1])):
-            at = min(used, len(out) - 1)
-            while at > 0 and out[at - 1] < chances[i]:
-                out[at] = out[at - 1]
-                at -= 1
-            out[at] = chances[i]
-            used = min(used + 1, len(out))
+        if probe[i]:
+            probes += 1
+        else:
+            best[used] = -chances[i]
+            used += 1
+    best[:used].sort()
+    total = 0.0
+    for i in range(1, len(expected)):
+        if i <= used:
+            total -= best[i - 1]
+        expected[i] += total
+    return probes
 
 
 @njit(cache=True)

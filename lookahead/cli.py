@@ -1,4 +1,4 @@
-"""The command line: `lookahead demo`, `generate`, `json`, `explain`, `grammars` and `pool`."""
+"""The command line: `lookahead demo`, `generate`, `json`, `calibrate`, `explain`, `grammars` and `pool`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from lookahead.command import (
     Say,
+    budget,
+    check_curves,
     check_drafting,
     check_sampling,
     check_writable,
@@ -40,7 +42,7 @@ DIFFERS, BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141
 DEMO_SECONDS = 70.0  # no round that would end later, counted from the start of the command, is begun
 NOTHING_ASKED: tuple[list[str], ...] = (
     [],
-    *([command] for command in ("generate", "json", "explain", "pool")),
+    *([command] for command in ("generate", "json", "calibrate", "explain", "pool")),
     *(["pool", action] for action in ("build", "add", "info", "prune")),
 )
 
@@ -82,6 +84,10 @@ def _run(argv: list[str]) -> int:
         from lookahead import json_command
 
         return json_command.grammars(args) if args.command == "grammars" else json_command.run(args)
+    if args.command == "calibrate":
+        from lookahead.calibrate_command import run as calibrate
+
+        return calibrate(args)
     if args.command == "explain":
         from lookahead.explain_command import run as explain
 
@@ -105,6 +111,7 @@ def generate(args: argparse.Namespace) -> int:
     """Write on from a prompt."""
     check_sampling(args)
     check_drafting(args, "pool", "trace")
+    check_curves(args)
     if args.trace is not None:
         check_writable("--trace", args.trace)
     grammar = None if args.grammar is None else read_grammar(args.grammar)
@@ -159,7 +166,7 @@ def _decode(args: argparse.Namespace, model: Any, tokenizer: Any, arguments: dic
                 arguments = arguments | {"logits_processor": [processor]}
             return model.generate(**arguments, tokenizer=tokenizer), None
         remember: Remember = None if args.no_remember else "output"
-        with Lookahead(model, tokenizer, pool=args.pool, remember=remember, **nodes(args)) as lookahead:
+        with Lookahead(model, tokenizer, pool=args.pool, remember=remember, **budget(args, model)) as lookahead:
             return lookahead.generate(**arguments, grammar=grammar), lookahead.last
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from lookahead.errors import GrammarError, InvalidArgument, InvalidInput, Unsupp
 # torch and transformers are imported where they are used, so that `lookahead --help` answers at once.
 if TYPE_CHECKING:
     from lookahead.grammar.grammar import Grammar
+    from lookahead.loading import Checkpoint
     from lookahead.trace import Run
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
@@ -79,6 +81,43 @@ def read_text(option: str, file: str) -> str:
         raise InvalidInput(f"{option} {file}: not UTF-8 text (byte {error.start}); convert it to UTF-8") from error
 
 
+def check_curves(args: argparse.Namespace) -> None:
+    """Raise `InvalidInput` before the work for measured costs that cannot be read, or that nothing asks for."""
+    check_drafting(args, "curves")
+    if args.curves is not None and args.nodes is not None:
+        raise InvalidInput(f"--nodes {args.nodes} runs so many, whatever they cost; leave out --curves, or --nodes")
+    if args.nodes is None and not args.plain and (file := _curves_file(args)) is not None:
+        from lookahead.curves import Curves
+
+        Curves.load(file)
+
+
+def _curves_file(args: argparse.Namespace) -> Path | None:
+    """Return the file of `--curves`, else the default one where it is there."""
+    from lookahead.curves import default_path
+
+    if args.curves is not None:
+        return Path(args.curves)
+    file = default_path()
+    return file if os.path.exists(file) else None  # Path.exists() raises where the user may not look
+
+
+def budget(args: argparse.Namespace, model: Any) -> dict[str, Any]:
+    """Return `nodes` or `budget` for `Lookahead`, where nodes were given, or the costs of the model are known."""
+    file = None if args.nodes is not None else _curves_file(args)
+    if file is None:
+        return nodes(args)
+    from lookahead.budget import Budget
+    from lookahead.curves import Curves, key_of, setting_of
+
+    if Curves.load(file).holds(key_of(model)):
+        return {"budget": Budget(curves=file)}
+    if args.curves is None:
+        return {}
+    fix = "measure it: `lookahead calibrate`, with the same --model, --dtype, --device and --curves"
+    raise InvalidInput(f"--curves {file}: holds nothing of this model as it runs here ({setting_of(model)}); {fix}")
+
+
 @contextlib.contextmanager
 def loaded(args: argparse.Namespace) -> Iterator[Loaded]:
     """Give what to generate with, once all of it is checked."""
@@ -94,11 +133,16 @@ def loaded(args: argparse.Namespace) -> Iterator[Loaded]:
         inputs = encode(tokenizer, prompt, chat=args.chat)
         check_fit(config, inputs)
         limit = room(config, inputs["input_ids"].shape[1], args.max_new_tokens)
-        dtype = "float32" if (args.model, args.dtype) == ("demo", "auto") else args.dtype
-        model = checkpoint.model(config, dtype=dtype, device=device)
+        model = load_model(args, checkpoint, config, device)
         inputs = {name: value.to(device) for name, value in inputs.items()}
         say("")
         yield Loaded(model, tokenizer, prompt, inputs, limit)
+
+
+def load_model(args: argparse.Namespace, checkpoint: Checkpoint, config: Any, device: str) -> Any:
+    """Return the model in the dtype of `--dtype`."""
+    dtype = "float32" if (args.model, args.dtype) == ("demo", "auto") else args.dtype
+    return checkpoint.model(config, dtype=dtype, device=device)
 
 
 def decoding(args: argparse.Namespace) -> dict[str, Any]:
@@ -166,8 +210,8 @@ def status(first: str) -> Iterator[Say]:
 def check_writable(option: str, file: str) -> None:
     """Raise `InvalidInput` before the work where the rows could not be saved after it."""
     path = Path(file)
-    existed = path.exists()
     try:
+        existed = path.exists()
         path.open("a").close()
         if not existed:
             path.unlink()

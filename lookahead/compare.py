@@ -144,10 +144,13 @@ class Comparison:
 
     Args:
         options: of `Lookahead`, such as `nodes`.
+
+    Attributes:
+        options: likewise; may be set to others.
     """
 
     def __init__(self, model: Any, tokenizer: Any, tasks: Sequence[Task], **options: Any) -> None:
-        self.model, self.tokenizer, self._options = model, tokenizer, options
+        self.model, self.tokenizer, self.options = model, tokenizer, options
         self._ends = end_tokens(model, {})
         self.tasks, self._threads = list(tasks), torch.get_num_threads()
         self._inputs = [encode(tokenizer, task.prompt) for task in tasks]
@@ -181,8 +184,8 @@ class Comparison:
         compiling = 0.0
         for index in firsts.values():
             limit = min(self._limits[index], WARM_UP_TOKENS)
-            self._plain(index, limit)
-            first, second = self._lookahead(index, limit), self._lookahead(index, limit)
+            self.run_plain(index, limit)
+            first, second = self.run_lookahead(index, limit), self.run_lookahead(index, limit)
             compiling += max(first[1] - second[1], 0.0)
         return compiling
 
@@ -196,15 +199,17 @@ class Comparison:
     def _trial(self, index: int, *, plain_first: bool) -> Trial:
         limit = self._limits[index]
         if plain_first:
-            expected, plain_s = self._plain(index, limit)
-            ids, lookahead_s, run = self._lookahead(index, limit)
+            expected, plain_s = self.run_plain(index, limit)
+            ids, lookahead_s, run = self.run_lookahead(index, limit)
         else:
-            ids, lookahead_s, run = self._lookahead(index, limit)
-            expected, plain_s = self._plain(index, limit)
+            ids, lookahead_s, run = self.run_lookahead(index, limit)
+            expected, plain_s = self.run_plain(index, limit)
         new_ids = ids[0, self._inputs[index]["input_ids"].shape[1] :].tolist()
         return Trial(plain_s, lookahead_s, torch.equal(expected, ids), new_ids, run)
 
-    def _plain(self, index: int, limit: int) -> tuple[Tensor, float]:
+    def run_plain(self, index: int, limit: int | None = None) -> tuple[Tensor, float]:
+        """Return output and seconds of a task without lookahead."""
+        limit = self._limits[index] if limit is None else limit
         options: dict[str, Any] = {"max_new_tokens": limit, "do_sample": False}
         grammar = self.tasks[index].grammar
         begin = time.perf_counter()
@@ -213,10 +218,12 @@ class Comparison:
         ids = self.model.generate(**self._inputs[index], **options)
         return ids, time.perf_counter() - begin
 
-    def _lookahead(self, index: int, limit: int) -> tuple[Tensor, float, Run]:
+    def run_lookahead(self, index: int, limit: int | None = None) -> tuple[Tensor, float, Run]:
+        """Return output, seconds and trace of a task with a fresh `Lookahead`."""
+        limit = self._limits[index] if limit is None else limit
         pool = self._pool_of(index)
         begin = time.perf_counter()
-        lookahead = Lookahead(self.model, self.tokenizer, pool=pool, remember=None, **self._options)
+        lookahead = Lookahead(self.model, self.tokenizer, pool=pool, remember=None, **self.options)
         options: dict[str, Any] = {"max_new_tokens": limit, "grammar": self.tasks[index].grammar}
         ids = lookahead.generate(**self._inputs[index], do_sample=False, **options)
         seconds = time.perf_counter() - begin
@@ -228,7 +235,7 @@ class Comparison:
         before = self.tasks[index].before
         if before is not None and index not in self._pools:
             self._pools[index] = Pool()
-            lookahead = Lookahead(self.model, pool=self._pools[index], **self._options)
+            lookahead = Lookahead(self.model, pool=self._pools[index], **self.options)
             for prompt in before:
                 lookahead.generate(**encode(self.tokenizer, prompt), max_new_tokens=self._limits[index])
         return self._pools.get(index)

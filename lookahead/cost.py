@@ -26,8 +26,9 @@ _COLUMNS = _RAMPS + 4
 _LENGTHS, _KEPT = 8, 4  # classes of context length, and passes kept of each class and knot
 _LONG, _WIDE = 1024.0, 32.0  # units of context and of nodes where they are multiplied
 _ENOUGH, _STALE = 3, 4096  # passes of a size that are enough, and after which they are old
+_OFTEN, _EVERY = 32, 4  # passes of a size after which but one of so many is looked at
 _SETTLED = 16  # passes after which the level begins to move
-_PULL = 0.02  # of the level, towards a pass
+_PULL = 0.05  # of the level, towards a pass
 _WORST = 0.5  # log of a ratio beyond which a pass is taken for a hiccup
 _ALONE = 0.1  # weight of a pass that is the only one of its size
 _CHANGE = 1.0  # weight of "the slope goes on", in passes
@@ -62,7 +63,7 @@ class CostCurve:
         self._counts, self._last = np.zeros(len(KNOTS), np.int64), np.zeros(len(KNOTS), np.int64)
         self._fit = _assumed(slope)
         self._level = 1.0
-        self._due = 1
+        self._fitted, self._due = 0, 1  # passes that were looked at, and when all is fitted anew
         if self._known is not None:
             self._refit()
 
@@ -70,26 +71,29 @@ class CostCurve:
         """Take in a pass over trees of `nodes` nodes behind `context` tokens, in which `masks` masks were computed."""
         if not (seconds > 0 and math.isfinite(seconds)):
             return
+        knot = _knot(nodes)
+        self.passes += 1
+        self._counts[knot] += 1
+        self._last[knot] = self.passes
+        if self._counts[knot] > _OFTEN and self._counts[knot] % _EVERY:
+            return
         row = _row(nodes, context, masks)
         expected = self._level * float(row.dot(self._fit))
-        if self.passes >= _SETTLED and expected > 0:
+        if self._fitted >= _SETTLED and expected > 0:
             error = math.log(seconds / expected)
-            if abs(error) < _WORST or self.passes % 8 == 0:  # a machine that has become another one is believed slowly
+            if abs(error) < _WORST or self._fitted % 8 == 0:  # a machine that has become another one is believed slowly
                 self._level *= math.exp(_PULL * max(-_WORST, min(error, _WORST)))
-        at = _class(nodes, context)
+        at = knot * _LENGTHS + _length(context)
         slot = self._next[at] % _KEPT
         self._rows[at, slot], self._times[at, slot] = row, seconds / self._level
         self._next[at] += 1
-        self.passes += 1
-        knot = _knot(nodes)
-        self._counts[knot] += 1
-        self._last[knot] = self.passes
+        self._fitted += 1
+        if self._fitted >= self._due:
+            self._refit()
+            self._due = self._fitted + (1 if self._fitted < 4 else 4 if self._fitted < 32 else 16)
 
     def seconds(self, nodes: NDArray[np.int64] | Seconds, *, context: int = 0, masks: int = 0) -> Seconds:
         """Return the expected seconds of passes over `nodes` ([N]) nodes; before anything is known, in passes over one."""
-        if self.passes >= self._due:
-            self._refit()
-            self._due = self.passes + (1 if self.passes < 4 else 4 if self.passes < 32 else 32)
         found: Seconds = self._level * (_columns(np.asarray(nodes, np.float64), context, masks) @ self._fit)
         return found
 
@@ -120,9 +124,8 @@ def _knot(nodes: int) -> int:
     return bisect_right(_SIZES, nodes) - 1
 
 
-def _class(nodes: int, context: int) -> int:
-    length = min(max(int(context) // 64, 1).bit_length() - 1, _LENGTHS - 1)
-    return _knot(nodes) * _LENGTHS + length
+def _length(context: int) -> int:
+    return min(max(int(context) // 64, 1).bit_length() - 1, _LENGTHS - 1)
 
 
 def _row(nodes: int, context: int, masks: int) -> Seconds:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ class Turn:
         going: rows that may pick a token of their own.
         asked: those of them that draft.
         context: slots of the key-value cache in use.
-        grown: nodes that were drafted.
+        proposed: what the rows that draft proposed, of which `drafts` are a part.
         asking_s: for each row that drafts, the seconds of its draft and of what is learnt from it.
         laps: the seconds of drafting, verifying, keeping and learning.
     """
@@ -50,7 +51,7 @@ class Turn:
     choice: Choice = Choice(0, "rests", 0.0)  # noqa: RUF009 - it is frozen
     best: Any = None
     paths: list[list[int]] = field(default_factory=list)
-    grown: int = 0
+    proposed: dict[int, Draft] = field(default_factory=dict)
     masks: int = 0
     asking_s: dict[int, float] = field(default_factory=dict)
     laps: list[float] = field(default_factory=list)
@@ -134,9 +135,8 @@ class Decoder:
     def _draft(self, turn: Turn) -> None:
         """Let the rows that draft propose, and cut what they propose to what pays."""
         self._settle_grammars()
-        proposed = self._propose_all(turn) if turn.asked else {}
-        turn.grown = sum(len(draft) - 1 for draft in proposed.values())
-        turn.choice, chosen = self._purse.choose(proposed, len(turn.going))
+        turn.proposed = self._propose_all(turn) if turn.asked else {}
+        turn.choice, chosen = self._purse.choose(turn.proposed, len(turn.going))
         turn.drafts = [chosen[row] if row in chosen else self._rest(row, turn) for row in range(self._progress.rows)]
 
     def _propose_all(self, turn: Turn) -> dict[int, Draft]:
@@ -280,11 +280,15 @@ class Decoder:
             seconds=turn.seconds,
             token_s=turn.choice.token_s,
             row_s=turn.choice.row_s,
+            batch=self._progress.rows,
+            frugal=self._purse.frugal,
         )
 
     def _account(self, turn: Turn) -> Pass:
         """Tell the budget what the step took and brought, and everybody else."""
-        committed = tuple(max(length - start, 0) for length, start in zip(self._progress.length, turn.starts, strict=True))
+        committed = tuple(
+            max(length - start, 0) for length, start in zip(self._progress.length, turn.starts, strict=True)
+        )
         draft_s, verified_s, cache_s, learn_s = turn.laps
         prepared_s, model_s = self._target.prepared_s, self._target.seconds
         self._purse.observe(
@@ -295,10 +299,10 @@ class Decoder:
                 pass_s=verified_s + cache_s,
                 step_s=turn.seconds,
                 asking_s=turn.asking_s,
-                grown=(turn.grown, draft_s),
+                grown=(sum(len(draft) - 1 for draft in turn.proposed.values()), draft_s),
                 tokens={row: committed[row] for row in turn.going},
             ),
-            [(turn.drafts[row], turn.paths[row]) for row in turn.asked],
+            [(draft, self._progress.new_tokens(row, turn.starts[row])) for row, draft in turn.proposed.items()],
         )
         turn.lap()
         return Pass(
@@ -315,9 +319,7 @@ class Decoder:
             cache_s=cache_s,
             learn_s=learn_s,
             step_s=turn.seconds,
-            sources=shares(
-                [(turn.drafts[row], turn.paths[row], self._drafters[row].costs) for row in turn.asked]
-            ),
+            sources=shares([(turn.drafts[row], turn.paths[row], self._drafters[row].costs) for row in turn.asked]),
         )
 
 
@@ -325,12 +327,10 @@ def shares(rows: Iterable[tuple[Draft, Sequence[int], Mapping[str, float]]]) -> 
     """Return what each source had in a pass, from the drafts, paths and measured seconds of the rows that drafted."""
     found: dict[str, list[float]] = {}
     for draft, path, costs in rows:
-        run = np.bincount(draft.source[1:])
-        accepted = np.bincount(draft.source[path[1:]], minlength=len(run))
-        for code in np.flatnonzero(run):
-            entry = found.setdefault(name_of(int(code)), [0, 0, 0.0])
-            entry[0] += int(run[code])
-            entry[1] += int(accepted[code])
+        sources = draft.source.tolist()
+        for place, nodes in ((0, range(1, len(sources))), (1, path[1:])):
+            for code, count in Counter(sources[node] for node in nodes).items():
+                found.setdefault(name_of(code), [0, 0, 0.0])[place] += count
         for name, seconds in costs.items():
             found.setdefault(name, [0, 0, 0.0])[2] += seconds
     return {name: Share(int(run), int(accepted), seconds) for name, (run, accepted, seconds) in found.items()}

@@ -330,7 +330,8 @@ def _budget(nodes: Any, budget: Any) -> Budget:
         return Budget.of(nodes)
     if nodes != "auto":
         raise InvalidArgument(
-            f"nodes={nodes!r} and a budget; give one of them" if budget is not None
+            f"nodes={nodes!r} and a budget; give one of them"
+            if budget is not None
             else f'nodes={nodes!r}; give "auto" or a whole number'
         )
     if budget is not None and not isinstance(budget, Budget):

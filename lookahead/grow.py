@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Iterable
 from copy import copy
 from functools import partial
@@ -19,18 +20,18 @@ from lookahead.pool.pool import Pool, combined
 from lookahead.sources.ahead import look_ahead
 from lookahead.sources.codes import NAMES
 from lookahead.sources.evidence import GUESTS, add_guest
-from lookahead.sources.growth import ask_again, begin, empty_scratch, grow, learn_at, learn_from, step
+from lookahead.sources.growth import Scratch, ask_again, begin, empty_scratch, grow, learn_at, learn_from, step
 from lookahead.sources.guide import guide
 from lookahead.sources.jacobi import Jacobi, empty_ngrams, no_ngrams
 from lookahead.sources.mixer import Weights, fresh_weights, restore, save
 from lookahead.sources.kernels import Records
 from lookahead.sources.nodes import find_nodes
 from lookahead.sources.noise import Noise, no_noise
-from lookahead.sources.pool import Reader, no_pool, pooled
+from lookahead.sources.paid import Paid, Timing
+from lookahead.sources.pool import Pooled, Reader, no_pool, pooled
 from lookahead.sources.prompt import REACH, Index, Prompt, no_index
 from lookahead.sources.recycle import Recycled, empty_tables, no_tables, remember
 from lookahead.sources.source import Source
-from lookahead.sources.switch import Switch
 from lookahead.sources.tree import CURSOR, NODES, empty_tree
 from lookahead.sources.window import Window
 from lookahead.trace import Step
@@ -81,7 +82,8 @@ class Grower(Drafter):
         windows = [Jacobi() if source == "jacobi" else source for source in self.sources]
         self.jacobi = next((one for one in windows if isinstance(one, Jacobi)), None)
         auto = self.jacobi is not None and self.jacobi.switch == "auto" and len(self.sources) > 1
-        self.switch = Switch(self.jacobi.probes) if self.jacobi is not None and auto else None
+        self.paid = Paid(["pool", "grammar", *(["jacobi"] if auto else [])], resting=["jacobi"])
+        self.pool_timing = Timing()
         self.recycled: Recycled = empty_tables(vocab_size) if "recycle" in self.sources else no_tables()
         calibration = next((pool.calibration for pool in self.pools if pool.calibration), None)
         if calibration is not None:
@@ -95,7 +97,7 @@ class Grower(Drafter):
     @property
     def window_runs(self) -> bool:
         """Whether the window of Jacobi lookahead runs in the next pass."""
-        return self.jacobi is not None and (self.switch is None or self.switch.on)
+        return self.jacobi is not None and self.paid.runs("jacobi")
 
     def beside(self, pools: Iterable[Pool]) -> Grower:
         """Return a grower that asks `pools` too, before its own, and shares with this one all that is learnt."""
@@ -131,7 +133,7 @@ class Row(Drafter):
         self._no_index = no_index()
         # Held here: a pool that merges meanwhile leaves this row its runs.
         self._snapshot = combined(grower.pools if "pool" in grower.sources else ())
-        self._pooled = no_pool()
+        self._pooled = self._no_pool = no_pool()
         self._reader = Reader()
         self._guests = [source for source in grower.sources if isinstance(source, Source)]
         self._said: list[list[tuple[IntArray, FloatArray]]] = []  # by the guests, of every node
@@ -144,31 +146,43 @@ class Row(Drafter):
         self._window = None if options is None else Window(options, self._ngrams)
         self.probes = grower.probes
         self._noise = no_noise()
+        self._grown_s = self._window_s = self._mask_s = 0.0
         self._scratch = empty_scratch(ngrams=self._ngrams)
         self._guide = self._scratch.evidence.guide
+        self._free_scratch = self._scratch
         self._failure: BaseException | None = None
+        self._ran: dict[str, bool] = {}
+        self._prices: dict[str, float] = {}
+        self.costs = self._prices
+        self._entered = (0, 0.0)  # states of the grammar that the last draft entered, and the seconds of it
+        self._read_to = len(context)  # of the context, what the last step or draft has seen
 
     def obey(self, matcher: Matcher) -> bool:
         self._matcher, self._tree = matcher, empty_tree(0)
         self._values = chains(matcher.keys, matcher.vocabulary, self._start, self._grower.values)
-        self._entered = ENTER(self._enter)  # held here: the kernels know its address only
+        self._enters = ENTER(self._enter)  # held here: the kernels know its address only
         return True
 
     def foresee(self, noise: Noise) -> bool:
         self._noise = noise
         self._scratch = empty_scratch(self._guide, self._ngrams, noise)
+        self._free_scratch = empty_scratch(None, self._ngrams, noise)
         return len(noise.blocks) > 0
 
     def propose(self, context: IntArray, budget: int) -> Draft:
         if len(context) == 0:
             raise InvalidArgument("propose() needs a context of at least one token, the draft's node 0")
-        if len(self._tree.nodes) != budget + 1:
-            used, self._tree = self._tree.used, empty_tree(budget)
-            self._tree.used[CURSOR:] = used[CURSOR:]
-            self._pooled = pooled(self._snapshot.views, budget + 1)
-            self._reader = Reader()
+        self._make_room(budget)
+        if len(context) != self._read_to:  # passes went by without a draft
+            self._tree.used[CURSOR:] = -1, 0
+            if self._window is not None:
+                self._window.restart()
+        self._read_to = len(context)
+        started = time.perf_counter()
+        paid, self._entered = self._grower.paid, (0, 0.0)
+        self._ran = {name: paid.runs(name) for name in paid.switches}
         self._new = _NONE if self._prompt is None else self._prompt.fresh(context)
-        self._read = self._reader.fresh(context, self._pooled)
+        self._read = self._reader.fresh(context, self._asked_pool)
         self._tail = np.array(context[-REACH:], np.int32)
         self._ngrams.root[0] = len(context) - 1
         if self._matcher is not None:
@@ -177,10 +191,18 @@ class Row(Drafter):
         if self._guests:
             self._grow_with_guests(context)
         else:
-            grow(self._index, self._new, self._pooled, self._read, *self._knowledge, *self._limits)
+            grow(self._index, self._new, self._asked_pool, self._read, *self._knowledge, *self._limits)
         self._raise_failure()
         draft = _drafted(self._tree.nodes[: self._tree.used[NODES]])
+        self._grown_s = time.perf_counter() - started
         return draft if self._window is None else self._with_window(draft, self._window)
+
+    def _make_room(self, budget: int) -> None:
+        if len(self._tree.nodes) != budget + 1:
+            used, self._tree = self._tree.used, empty_tree(budget)
+            self._tree.used[CURSOR:] = used[CURSOR:]
+            self._pooled = pooled(self._snapshot.views, budget + 1)
+            self._reader = Reader()
 
     def observe(self, step: Step) -> None:
         draft, recycled = step.draft, self._grower.recycled
@@ -192,34 +214,54 @@ class Row(Drafter):
         if self._guests:
             self._learn_with_guests(step, nodes)
         else:
-            learn_from(self._index, self._pooled, *self._knowledge, step.path, step.tokens, nodes)
+            learn_from(self._index, self._asked_pool, *self._knowledge, step.path, step.tokens, nodes)
         if len(recycled.key) and len(step.top_tokens) == len(draft):
             before = int(self._tail[-2]) if len(self._tail) > 1 else -1
             remember(recycled, before, draft.tokens, draft.parents, step.top_tokens, step.top_logits)
         if self._window is not None:
-            self._observe_window(step, self._window)
+            self._window.observe(step, self._tree, self._guide.masks)
         self._raise_failure()
         for guest in self._guests:
             guest.observe(step)
+        self._read_to += len(step.tokens)
+        self._account(step)
+
+    def _account(self, step: Step) -> None:
+        """Tell what the sources that cost time took, and what they brought."""
+        grower, nodes = self._grower, len(step.draft) - 1
+        prices = self._prices
+        prices.clear()
+        if len(self._snapshot.views):
+            grower.pool_timing.add(self._grown_s - self._entered[1], nodes, with_it=self._ran["pool"])
+            prices["pool"] = grower.pool_timing.price(nodes)
+        if self._matcher is not None:
+            entered, seconds = self._entered
+            # Masks of accepted nodes would have been computed without drafts, too.
+            prices["grammar"] = seconds * max(1.0 - len(step.path) / entered, 0.0) if entered else self._mask_s * nodes
+            self._mask_s = seconds / entered if entered else self._mask_s
+        if self._window is not None and step.token_s > 0.0:
+            probes = int(np.count_nonzero(step.draft.probe)) or self.probes
+            prices["jacobi"] = probes * step.row_s / step.batch + self._window_s
+        grower.paid.observe(step, prices, self._ran)
+        for name in [name for name, ran in self._ran.items() if not ran]:
+            prices.pop(name, None)
 
     def _with_window(self, draft: Draft, window: Window) -> Draft:
-        if not self._grower.window_runs:
+        if self._grower.jacobi is None or not self._ran.get("jacobi", True):
             window.restart()
             return draft
+        begin = time.perf_counter()
         ahead = np.zeros(window.reach, np.int32)
         if window.wants_guesses:
             look_ahead(self._tree, self._index, self._grower.recycled, self._tail, self._start, ahead)
-        return window.lay(draft, ahead, self._tree, self._guide.masks, self._limits[1])
-
-    def _observe_window(self, step: Step, window: Window) -> None:
-        window.observe(step, self._tree, self._guide.masks)
-        if self._grower.switch is not None:
-            self._grower.switch.observe(step.rows, step.seconds, len(step.tokens), step.row)
+        laid = window.lay(draft, ahead, self._tree, self._guide.masks, self._limits[1])
+        self._window_s = time.perf_counter() - begin
+        return laid
 
     def _look_at(self, matcher: Matcher) -> None:
         """Let the kernels see the matcher's masks, which it may have moved."""
         if self._guide.masks is not matcher.masks:
-            address = ctypes.cast(self._entered, ctypes.c_void_p).value or 0
+            address = ctypes.cast(self._enters, ctypes.c_void_p).value or 0
             self._guide = guide(
                 matcher.masks, matcher.vocabulary.spelling, matcher.keys, self._values, matcher.ends, address
             )
@@ -227,6 +269,7 @@ class Row(Drafter):
 
     def _enter(self, state: int, token: int) -> int:
         """Return the matcher's state after one more token, for the kernels; no exception may leave it."""
+        begin = time.perf_counter()
         try:
             assert self._matcher is not None
             if state < 0:
@@ -235,6 +278,9 @@ class Row(Drafter):
         except BaseException as error:
             self._failure = error
             return -1
+        finally:
+            entered, seconds = self._entered
+            self._entered = entered + 1, seconds + time.perf_counter() - begin
 
     def _raise_failure(self) -> None:
         failure, self._failure = self._failure, None
@@ -246,8 +292,16 @@ class Row(Drafter):
         return self._no_index if self._prompt is None else self._prompt.index
 
     @property
+    def _asked_pool(self) -> Pooled:
+        return self._pooled if self._ran.get("pool", True) else self._no_pool
+
+    @property
     def _knowledge(self) -> tuple[Any, ...]:
-        return self._grower.recycled, self._grower.weights, self._tail, self._tree, self._scratch
+        return self._grower.recycled, self._grower.weights, self._tail, self._tree, self._asked_scratch
+
+    @property
+    def _asked_scratch(self) -> Scratch:
+        return self._scratch if self._ran.get("grammar", True) else self._free_scratch
 
     @property
     def _limits(self) -> tuple[FloatArray, int]:
@@ -260,7 +314,7 @@ class Row(Drafter):
 
     def _grow_with_guests(self, context: IntArray) -> None:
         """Do what `grow` does, and let Python objects speak at every node."""
-        begin(self._index, self._new, self._pooled, self._read, *self._knowledge)
+        begin(self._index, self._new, self._asked_pool, self._read, *self._knowledge)
         self._said, nodes = [], self._tree.nodes
         cursors = [[guest.start(context) for guest in self._guests]]
         node = 0
@@ -268,23 +322,23 @@ class Row(Drafter):
             said = [guest.successors(cursor) for guest, cursor in zip(self._guests, cursors[node], strict=True)]
             self._said.append([(np.asarray(t, np.int32), np.asarray(c, np.float32)) for t, c in said])
             self._tell_guests(node)
-            node = step(self._index, self._pooled, *self._knowledge, node, *self._limits)
+            node = step(self._index, self._asked_pool, *self._knowledge, node, *self._limits)
             if node > 0:
                 above, token = cursors[nodes["parent"][node]], int(nodes["token"][node])
                 cursors.append([g.extend(c, token) for g, c in zip(self._guests, above, strict=True)])
 
     def _tell_guests(self, node: int) -> None:
         for i, (tokens, chances) in enumerate(self._said[node]):
-            add_guest(self._scratch.evidence, i, tokens, chances)
+            add_guest(self._asked_scratch.evidence, i, tokens, chances)
 
     def _learn_with_guests(self, step: Step, nodes: IntArray) -> None:
         """Do what `learn_from` does, with what the Python objects said."""
         for at, token in zip(step.path, step.tokens, strict=False):
             node = int(nodes[at])
             if 0 <= node < len(self._said):
-                ask_again(self._index, self._pooled, *self._knowledge, node)
+                ask_again(self._index, self._asked_pool, *self._knowledge, node)
                 self._tell_guests(node)
-                learn_at(self._grower.weights, self._tree, self._scratch, node, token)
+                learn_at(self._grower.weights, self._tree, self._asked_scratch, node, token)
 
 
 def _drafted(nodes: Records) -> Draft:

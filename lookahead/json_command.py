@@ -10,12 +10,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from lookahead.command import (
+    budget,
+    check_curves,
     check_drafting,
     check_sampling,
     check_writable,
     decoding,
     loaded,
-    nodes,
     read_text,
     save_trace,
     say_stats,
@@ -37,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     """Write a JSON value of a schema."""
     check_sampling(args)
     check_drafting(args, "memory", "trace")
+    check_curves(args)
     if args.trace is not None:
         check_writable("--trace", args.trace)
     shape, grammar = _schema(args)
@@ -91,7 +93,9 @@ def _generate(args: argparse.Namespace, found: Loaded, grammar: Grammar) -> tupl
     if args.seed is not None:
         torch.manual_seed(args.seed)
     with served(args):
-        model = found.model if args.plain else Lookahead(found.model, found.tokenizer, **nodes(args))
+        model = found.model
+        if not args.plain:
+            model = Lookahead(model, found.tokenizer, **budget(args, model))
         call = Call(model, found.tokenizer, prompt, grammar, decoding(args) | limit)
         if args.plain:
             return call.run_plain()[0], None

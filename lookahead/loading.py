@@ -221,14 +221,14 @@ def encode(tokenizer: Any, prompt: str, *, chat: bool = False) -> dict[str, Any]
     return {name: encoded[name] for name in ("input_ids", "attention_mask") if name in encoded}
 
 
-def check_served(config: Any, name: str) -> None:
-    """Raise `InvalidInput` for a family that is not served, before its weights are read."""
+def check_served(config: Any, name: str, fix: str = "add --plain") -> None:
+    """Raise `InvalidInput` for a family that is not served, before its weights are read; `fix` is what to do then."""
     from lookahead.families import FAMILIES
 
     kind = getattr(config, "model_type", None)
     if kind not in FAMILIES:
         names = ", ".join(sorted(family.name for family in FAMILIES.values()))
-        raise InvalidInput(f"--model {name}: {kind!r} models are not served yet (served: {names}); add --plain")
+        raise InvalidInput(f"--model {name}: {kind!r} models are not served yet (served: {names}); {fix}")
 
 
 def check_fit(config: Any, inputs: dict[str, Any]) -> None:

@@ -71,6 +71,9 @@ def parser() -> argparse.ArgumentParser:
     _add_demo(commands.add_parser("demo", help="compare with plain decoding on the bundled model", allow_abbrev=False))
     _add_generate(commands.add_parser("generate", help="write on from a prompt", allow_abbrev=False))
     _add_json(commands.add_parser("json", help="write a JSON value of a schema", allow_abbrev=False))
+    _add_calibrate(
+        commands.add_parser("calibrate", help="measure what a pass of a model costs, to start from", allow_abbrev=False)
+    )
     _add_explain(commands.add_parser("explain", help="say where the time of a run went, and why", allow_abbrev=False))
     _add_grammars(commands.add_parser("grammars", help="list the grammars that come along", allow_abbrev=False))
     _add_pool(
@@ -127,11 +130,17 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
 
 def _add_running(add: Callable[..., Any]) -> None:
     add("--nodes", type=_NODES, metavar="N", help="drafted tokens a pass may check")
-    add("--dtype", default="auto", choices=DTYPES, metavar="TYPE", help=f"{', '.join(DTYPES)} (default: as stored)")
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, …; default: a GPU if there is one")
+    add("--curves", metavar="FILE", help="costs of passes to start from, by `lookahead calibrate` (default: its file)")
+    _add_loading(add)
     add("--plain", action="store_true", help="plain model.generate(), for comparison")
     add("--stats", action="store_true", help="write tokens, passes and seconds to standard error")
     add("--trace", metavar="FILE", help="write what every pass did as JSON lines, for `lookahead explain`")
+
+
+def _add_loading(add: Callable[..., Any]) -> None:
+    """Add what says how a model is loaded."""
+    add("--dtype", default="auto", choices=DTYPES, metavar="TYPE", help=f"{', '.join(DTYPES)} (default: as stored)")
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, …; default: a GPU if there is one")
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
@@ -160,6 +169,24 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("running").add_argument
     _add_running(add)
     add("--memory", metavar="DIR", help="draft from earlier values of this schema, kept here")
+
+
+def _add_calibrate(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Measure what a pass of a model costs by the nodes that it runs, and keep that: `lookahead generate` and "
+        "`lookahead json` start from it where model, device, dtype and CPU threads are the same, instead of finding it "
+        "out as they go. In Python: Lookahead(model, budget=Budget(curves=FILE))."
+    )
+    parser.epilog = "for example: lookahead calibrate --model path/to/model --rows 1 4 16"
+    add = parser.add_argument
+    add("--model", required=True, metavar="NAME", help="a model directory, a Hub name, or demo for the bundled model")
+    add("--rows", nargs="+", type=_COUNT, default=[1], metavar="N", help="batch sizes (default: 1)")
+    add("--context", type=_COUNT, metavar="N", help="tokens before the drafts (default: 256, or what fits)")
+    most = _number(int, lambda n: 1 <= n <= MAX_NODES, f"a whole number from 1 to {MAX_NODES}")
+    add("--most", type=most, metavar="N", help="drafted tokens of the largest pass (default: 64, or what fits)")
+    _add_loading(add)
+    add("--curves", metavar="FILE", help="keep it here (default: lookahead/curves.json in $XDG_CACHE_HOME or ~/.cache)")
+    add("--json", action="store_true", help="write what was measured as one JSON object")
 
 
 def _add_explain(parser: argparse.ArgumentParser) -> None:

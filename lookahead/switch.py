@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from lookahead.recent import Recent
+
 RECENT = 32  # turns that gain and price are averaged over
 LEAST = 8  # turns before anything is judged
 _HELD = 4.0  # prices of a spell that are saved up at most
@@ -18,7 +20,8 @@ class Switch:
     Attributes:
         on: whether it is on in the next turn.
         paying: whether it is on because it pays, or has not been judged yet.
-        gain, price: seconds a turn, averages of late while it was on.
+        gain: seconds a turn, the average of late while it was on.
+        price: seconds a turn, the usual ones of late.
     """
 
     def __init__(self, *, explore: float = 0.01, spell: int = 1, on: bool = True) -> None:
@@ -26,17 +29,19 @@ class Switch:
         self.gain = self.price = 0.0
         self._explore, self._spell = explore, spell
         self._saved = 0.0
+        self._prices = Recent(LEAST)
         self._turns = self._left = 0
 
     def follow(self, other: Switch) -> None:
         """Begin where `other` has got to, which was about something of the same kind, with one turn to prove it wrong."""
         self.gain, self.price, self.paying = other.gain, other.price, other.paying
+        self._prices = other._prices.copy()
         self._turns, self._left, self.on = min(other._turns, LEAST), 1, True
 
     def quote(self, price: float) -> None:
-        """Tell what a turn would cost, as long as it has not been on."""
-        if self._turns == 0:
-            self.price = price
+        """Tell what a turn would cost now, while it is off."""
+        self.price = price
+        self.paying = self._turns >= LEAST and self.gain >= price
 
     def observe(self, seconds: float, *, gain: float = 0.0, price: float = 0.0) -> None:
         """Take in one turn.
@@ -48,22 +53,24 @@ class Switch:
         """
         self._saved += self._explore * seconds
         if self.on:
+            self._left -= 1
             if not self.paying:
                 self._saved -= max(price - gain, 0.0)
-                self._left -= 1
             self.note(gain, price)
         whole = self.price * self._spell
         self._saved = min(self._saved, _HELD * max(whole, self.price))
-        if self.paying or (self.on and self._left > 0):
-            self.on = True
-        else:
+        if not (self.paying or (self.on and self._left > 0)):
             self.on = 0.0 < whole <= self._saved
             self._left = self._spell
+        elif self.paying:
+            self.on = True
 
     def note(self, gain: float, price: float) -> None:
         """Take in what a turn that was on gained and cost, and judge."""
         self._turns += 1
         part = 1.0 / min(self._turns, RECENT)
         self.gain += (gain - self.gain) * part
-        self.price += (price - self.price) * part
-        self.paying = self._turns < LEAST or self.gain >= self.price
+        self._prices.add(price)
+        self.price = self._prices.median
+        if self._turns >= LEAST:
+            self.paying = self.gain >= self.price

@@ -1,4 +1,4 @@
-"""How far the weights of a drafter can be believed: claimed chances against what was accepted."""
+"""How far the weights of drafts can be believed: claimed chances against what the model said."""
 
 from __future__ import annotations
 
@@ -7,67 +7,104 @@ from numba import njit
 from numpy.typing import NDArray
 
 from lookahead.draft import Draft, FloatArray
+from lookahead.sources.codes import GRAMMAR
 
-_CLAIMS, _DEPTHS = 16, 8  # classes: of the claimed chance, two a power of two; of the depth, doubling
-_DOUBT = 4.0  # accepted nodes that a class needs before it is believed half
-_MEMORY = 256.0  # claimed acceptances after which old ones fade
+_GRAMMAR = GRAMMAR
+_WIDEST = 6.0  # log-odds of a claim
+_MEMORY = 0.98  # of what is known, after one more draft
+_WORTH = 3.0  # nodes that a draft counts for at most: they are right or wrong together
+_START = np.array([1.0, 0.0, 0.0, 1.0, 0.0])  # claims are chances
+_FIRM = np.array([4.0, 2.0, 1.0, 4.0, 2.0])  # how firmly that is believed
+_N = len(_START)
 
 
 class Trust:
-    """Turns the path weights of drafts into chances, by what became of earlier nodes of the same claim and depth.
+    """Turns the path weights of drafts into chances, by what became of earlier nodes.
 
-    A drafter that gives all its nodes the weight 1 is found out, depth by depth.
+    The log-odds of a chance are a line in the log-odds of the claim (Platt 1999) and the log of the depth, for the nodes
+    under the root another one, fitted online by Newton's method with a short memory: how far a drafter can be believed
+    differs from text to text. A line keeps the order of the claims. A drafter that gives all its nodes the weight 1 is
+    found out by the depth. What a grammar forces is as likely as what is above it.
     """
 
     def __init__(self) -> None:
-        self._claimed = np.zeros((_CLAIMS, _DEPTHS))
-        self._hits = np.zeros((_CLAIMS, _DEPTHS))
+        self._line = _START.copy()
+        self._known = np.diag(_FIRM)
 
     def chances(self, draft: Draft) -> FloatArray:
         """Return [N] float32: the chance that each node is accepted; never more than its parent's, 0 for probes."""
-        found: FloatArray = _chances(
-            draft.parents, draft.weight, draft.probe, draft.depth, self._claimed, self._hits
-        )
-        return found
+        chances = np.ones(len(draft), np.float32)
+        _judge(draft.parents, draft.weight, draft.probe, draft.source, self._line, chances)
+        return chances
 
-    def observe(self, draft: Draft, path: NDArray[np.int32]) -> None:
-        """Take in which nodes of a draft that ran were accepted."""
-        _learn(draft.parents, draft.weight, draft.probe, draft.depth, path, self._claimed, self._hits)
+    def observe(self, draft: Draft, tokens: NDArray[np.int64]) -> None:
+        """Take in the tokens that followed the root of a draft, whether its nodes ran or not."""
+        if len(draft) < 2:
+            return
+        slope, known = np.zeros(_N), np.zeros((_N, _N))
+        arrays = draft.tokens, draft.parents, draft.weight, draft.probe, draft.depth, draft.source
+        counted = _learn(*arrays, tokens, self._line, slope, known)
+        worth = min(1.0, _WORTH / max(counted, 1.0))
+        # What fades is replaced by the belief in the start.
+        self._known = _MEMORY * self._known + (1.0 - _MEMORY) * np.diag(_FIRM) + worth * known
+        slope = worth * slope + (1.0 - _MEMORY) * _FIRM * (_START - self._line)
+        self._line = self._line + np.linalg.solve(self._known, slope)
+        self._line[[0, 3]] = np.maximum(self._line[[0, 3]], 0.1)
 
 
 @njit(cache=True)
-def _class(claim, depth):  # type: ignore[no-untyped-def]
-    kind = _CLAIMS - 1 if claim <= 2.0**-_CLAIMS else min(int(-2.0 * np.log2(claim)), _CLAIMS - 1)
-    level = 0
-    while depth > 1 and level < _DEPTHS - 1:
-        depth = (depth + 1) >> 1
-        level += 1
-    return kind, level
+def _certain(weight, source):  # type: ignore[no-untyped-def]
+    """Return whether a grammar allows nothing else."""
+    return weight == 1.0 and source == _GRAMMAR
 
 
 @njit(cache=True)
-def _chances(parents, weight, probe, depth, claimed, hits):  # type: ignore[no-untyped-def]
-    claim, chance = np.ones(len(parents)), np.ones(len(parents), np.float32)
+def _chance(line, claim, depth, x):  # type: ignore[no-untyped-def]
+    """Return the chance of a node, and set what it is a line in."""
+    odds = np.log(max(claim, 1e-6) / max(1.0 - claim, 1e-6))
+    odds = max(min(odds, _WIDEST), -_WIDEST)
+    x[:] = 0.0
+    if depth == 1:
+        x[3], x[4] = odds, 1.0
+    else:
+        x[0], x[1], x[2] = odds, 1.0, np.log(depth)
+    z = 0.0
+    for a in range(_N):
+        z += line[a] * x[a]
+    return 1.0 / (1.0 + np.exp(-z))
+
+
+@njit(cache=True)
+def _judge(parents, weight, probe, source, line, chances):  # type: ignore[no-untyped-def]
+    claims, depth, x = np.ones(len(parents)), np.zeros(len(parents), np.int64), np.empty(_N)
     for i in range(1, len(parents)):
-        claim[i] = claim[parents[i]] * weight[i]
-        kind, level = _class(claim[i], depth[i])
-        known = (hits[kind, level] + _DOUBT) / (claimed[kind, level] + _DOUBT)
-        chance[i] = 0.0 if probe[i] else min(claim[i] * known, chance[parents[i]])
-    return chance
+        above, certain = parents[i], _certain(weight[i], source[i])
+        claims[i], depth[i] = claims[above] * weight[i], depth[above] + (0 if certain else 1)
+        chance = chances[above]
+        if not certain:
+            chance = min(_chance(line, claims[i], depth[i], x), chance)
+        chances[i] = 0.0 if probe[i] or claims[i] == 0.0 else chance
 
 
 @njit(cache=True)
-def _learn(parents, weight, probe, depth, path, claimed, hits):  # type: ignore[no-untyped-def]
-    claim = np.ones(len(parents))
-    accepted = np.zeros(len(parents), np.bool_)
-    for node in path:
-        accepted[node] = True
-    for i in range(1, len(parents)):
-        claim[i] = claim[parents[i]] * weight[i]
-        if not probe[i]:
-            kind, level = _class(claim[i], depth[i])
-            if claimed[kind, level] > _MEMORY:
-                claimed[kind, level] *= 0.5
-                hits[kind, level] *= 0.5
-            claimed[kind, level] += claim[i]
-            hits[kind, level] += accepted[i]
+def _learn(known, parents, weight, probe, places, source, tokens, line, slope, curvature):  # type: ignore[no-untyped-def]
+    """Add what the nodes of a draft say to slope and curvature of the likelihood; return how many say something."""
+    # 1: on the way of the text, 0: off it, -1: beyond its last token, so nobody knows.
+    n = len(parents)
+    there, claims, depth, x = np.ones(n, np.int8), np.ones(n), np.zeros(n, np.int64), np.empty(_N)
+    counted = 0.0
+    for i in range(1, n):
+        above, certain = parents[i], _certain(weight[i], source[i])
+        claims[i], depth[i] = claims[above] * weight[i], depth[above] + (0 if certain else 1)
+        there[i] = there[above]
+        if there[above] == 1:
+            there[i] = -1 if places[i] > len(tokens) else known[i] == tokens[places[i] - 1]
+        if there[i] < 0 or probe[i] or certain or claims[i] == 0.0:
+            continue
+        chance = _chance(line, claims[i], depth[i], x)
+        counted += 1.0
+        for a in range(_N):
+            slope[a] += (there[i] - chance) * x[a]
+            for b in range(_N):
+                curvature[a, b] += chance * (1.0 - chance) * x[a] * x[b]
+    return counted

@@ -132,6 +132,76 @@ def test_mask_shows_ancestors_and_nothing_else(parents: list[int], used: int, ro
             assert seen == prompt | {used + n for n in draft.path(node)}
 
 
+class EagerMask:
+    """The naive twin of `TreeMask`: the slots that each row sees, written down at once."""
+
+    def __init__(self, prompt_mask: torch.Tensor) -> None:
+        self.seen = [{slot for slot in range(len(row)) if row[slot]} for row in prompt_mask.tolist()]
+        self.prompt = prompt_mask.shape[1]
+
+    def keep(self, counts: list[int], used: int) -> None:
+        for seen, count in zip(self.seen, counts, strict=True):
+            seen |= set(range(used, used + count))
+
+    def hide(self, row: int, slots: list[int]) -> None:
+        self.seen[row] -= set(slots)
+
+    def realign(self, counts: list[int]) -> None:
+        for seen, count in zip(self.seen, counts, strict=True):
+            seen -= {slot for slot in seen if slot >= self.prompt}
+            seen |= set(range(self.prompt, self.prompt + count))
+
+    def tree(self, ancestors: torch.Tensor, used: int) -> torch.Tensor:
+        batch, nodes, _ = ancestors.shape
+        shown = torch.full((batch, 1, nodes, used + nodes), torch.finfo(torch.float32).min)
+        for row, seen in enumerate(self.seen):
+            shown[row, 0, :, sorted(slot for slot in seen if slot < used)] = 0
+            shown[row, 0, :, used:][ancestors[row]] = 0
+        return shown
+
+
+def ancestors_of(draw: Any, rows: int) -> torch.Tensor:
+    size = draw(st.integers(1, 5))
+    parents = [[-1, *(draw(st.integers(0, i - 1)) for i in range(1, size))] for _ in range(rows)]
+    return torch.from_numpy(np.stack([Draft(np.zeros(size, int), np.array(tree)).ancestors() for tree in parents]))
+
+
+@settings(max_examples=200)
+@given(data=st.data())
+def test_a_mask_that_waits_shows_what_an_eager_one_shows(data: Any) -> None:
+    """Many passes may go by before somebody asks for the mask; a few of them keep enough to make the buffer grow."""
+    draw = data.draw
+    rows, prompt = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    prompt_mask = torch.tensor(draw(st.lists(st.lists(st.booleans(), min_size=prompt, max_size=prompt), min_size=rows,
+                                             max_size=rows)))  # fmt: skip
+    mask, naive, used = TreeMask(prompt_mask, torch.float32), EagerMask(prompt_mask), prompt
+    steps = st.sampled_from(["keep"] * 6 + ["tree"] * 2 + ["hide", "realign"])
+    for step in [*draw(st.lists(steps, max_size=24)), "tree"]:
+        if step == "tree":
+            ancestors = ancestors_of(draw, rows)
+            shown = mask.tree(ancestors, used)
+            assert shown.shape == (rows, 1, ancestors.shape[1], used + ancestors.shape[1])
+            assert torch.equal(shown, naive.tree(ancestors, used))
+        elif step == "keep":
+            most = draw(st.sampled_from([1, 1, 1, 2, 3, 300]))
+            same = draw(st.booleans())
+            counts = [most] + [most if same else draw(st.integers(0, most)) for _ in range(rows - 1)]
+            for each in (mask, naive):
+                each.keep(counts, used)
+            used += most
+        elif step == "hide":
+            row = draw(st.integers(0, rows - 1))
+            slots = [slot for slot in range(prompt, used) if slot in naive.seen[row]]
+            dropped = slots[len(slots) - draw(st.integers(0, min(3, len(slots)))) :]
+            for each in (mask, naive):
+                each.hide(row, dropped)
+        else:
+            counts = [sum(slot >= prompt for slot in seen) for seen in naive.seen]
+            for each in (mask, naive):
+                each.realign(counts)
+            used = prompt + max(counts)
+
+
 def test_only_ordinary_caches_are_taken() -> None:
     config = tiny("llama").config
     require_ordinary(DynamicCache())

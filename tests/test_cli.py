@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from transformers.utils import logging as transformers_logging
 
 import lookahead
-from lookahead import Pool, cli, engine, options, show
+from lookahead import Pool, budget, cli, options, show
 from lookahead.cli import main
 from lookahead.compare import Comparison, Row, Task, Trial, read_tasks
 from lookahead.loading import DEMO, quiet
@@ -632,7 +632,7 @@ def test_unknown_commands_are_refused(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_option_limits_are_those_of_the_engine() -> None:
-    assert options.MAX_NODES == engine.MAX_NODES
+    assert options.MAX_NODES == budget.MAX_NODES
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,71 @@ def test_cut_breaks_ties_by_order_and_keeps_columns() -> None:
     assert len(draft.cut(0)) == len(draft.cut(9, depth=0)) == 1
 
 
+@st.composite
+def chances_of(draw: st.DrawFn, draft: Draft) -> Any:
+    """Any chances of its nodes, of no node more than of its parent; few values, so that ties are common."""
+    chances = [1.0]
+    for node in range(1, len(draft)):
+        own = draw(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]))
+        chances.append(0.0 if draft.probe[node] else min(own, chances[draft.parents[node]]))
+    return np.array(chances, np.float32)
+
+
+def trimmed(draft: Draft, nodes: int, chances: Any) -> list[int]:
+    """The nodes that stay: the likeliest acceptable ones, the earlier of equal ones, and the ancestors of probes."""
+    useful = [n for n in range(1, len(draft)) if not draft.probe[n] and chances[n] > 0.0]
+    kept = {0, *sorted(useful, key=lambda n: (-chances[n], n))[:nodes]}
+    for node in range(1, len(draft)):
+        if draft.probe[node]:
+            kept |= set(draft.path(node))
+    return sorted(kept)
+
+
+@settings(max_examples=300)
+@given(st.data(), drafts(), st.integers(0, 24))
+def test_trim_equals_naive(data: st.DataObject, draft: Draft, nodes: int) -> None:
+    chances = data.draw(chances_of(draft))
+    short, kept = draft.trim(nodes, chances), trimmed(draft, nodes, chances)
+    assert short.tokens.tolist() == draft.tokens[kept].tolist()
+    assert short.parents.tolist() == [-1, *(kept.index(draft.parents[n]) for n in kept[1:])]
+    for name in ("weight", "source", "probe", "depth"):
+        assert getattr(short, name).tolist() == getattr(draft, name)[kept].tolist(), name
+    assert short.depth.tolist() == [len(short.path(n)) - 1 for n in range(len(short))]
+
+
+@given(st.data(), drafts(), st.integers(0, 24))
+def test_trim_keeps_parents_and_probes_and_no_more_than_it_may(data: st.DataObject, draft: Draft, nodes: int) -> None:
+    short = draft.trim(nodes, data.draw(chances_of(draft)))
+    above_probes = {n for probe in np.flatnonzero(short.probe) for n in short.path(int(probe))}
+    acceptable = [n for n in range(1, len(short)) if not short.probe[n] and n not in above_probes]
+    assert len(acceptable) <= nodes
+    assert int(short.probe.sum()) == int(draft.probe.sum())
+    assert words(short) <= words(draft)
+    assert not short.tokens.flags.writeable
+    assert Draft(short.tokens, short.parents, short.weight, short.source, short.probe) == short, "it is sound"
+
+
+def test_trim_of_known_trees() -> None:
+    draft = Draft(np.array([1, 2, 3, 4]), np.array([-1, 0, 0, 1]), probe=np.array([False, False, True, False]))
+    even = np.array([1, 0.5, 0, 0.5], np.float32)
+    assert draft.trim(9, even) is draft
+    assert draft.trim(1, even).tokens.tolist() == [1, 2, 3], "of equal ones the earlier, beside the probe"
+    assert draft.trim(0, even).tokens.tolist() == [1, 3]
+    assert draft.trim(9, np.array([1, 0.5, 0, 0], np.float32)).tokens.tolist() == [1, 2, 3], "what has no chance goes"
+    below = Draft(np.array([1, 2, 3]), np.array([-1, 0, 1]), probe=np.array([False, False, True]))
+    assert below.trim(0, np.array([1, 0.1, 0], np.float32)) is below, "a probe keeps what is above it"
+    chain = Draft.chain([1, 2, 3])
+    assert chain.trim(0, np.ones(3, np.float32)) == Draft.root(1)
+    assert len(Draft.root(1).trim(0, np.ones(1, np.float32))) == 1
+
+
+@given(drafts(twins=False), st.integers(0, 24))
+def test_trim_by_path_weight_is_cut(draft: Draft, nodes: int) -> None:
+    weight = draft.path_weight()
+    useful = int(np.count_nonzero(weight[1:]))
+    assert draft.trim(nodes, weight) == draft.cut(min(nodes, useful))
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [

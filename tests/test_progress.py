@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 from transformers import StoppingCriteriaList
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria
 
+from lookahead.draft import Draft
 from lookahead.progress import Contexts, Progress, Records, Stops
+from lookahead.sampling import Sampler
+from lookahead.verify import walk
 
 
 def _odd(ids: Any, scores: Any, **_: Any) -> Any:
@@ -145,3 +148,97 @@ def test_records_keep_the_last_word_about_a_row() -> None:
     assert records.logits is not None
     assert records.scores[0][:, 0].tolist() == [3.0, 2.0]
     assert records.logits[0][:, 0].tolist() == [-3.0, -2.0]
+
+
+# One row whose picks nobody looks at in between
+
+
+@st.composite
+def trees(draw: Any, root: int) -> tuple[Draft, list[int]]:
+    """Any tree and what is picked at each node; tokens are few, so that picks are often there, as a probe or twice."""
+    size = draw(st.integers(1, 12))
+    parents = [-1, *(draw(st.integers(max(0, i - draw(st.integers(1, 3))), i - 1)) for i in range(1, size))]
+    tokens = [root, *(draw(st.integers(0, 3)) for _ in range(1, size))]
+    probe = [i > 0 and draw(st.integers(0, 5)) == 0 for i in range(size)]
+    picks = draw(st.lists(st.integers(0, 4), min_size=size, max_size=size))
+    return Draft(np.array(tokens), np.array(parents), probe=np.array(probe)), picks
+
+
+def token_by_token(draft: Draft, picks: list[int], p: Progress) -> list[int]:
+    """The general walk for one row, as plain decoding asks: pick, commit, settle, descend."""
+    nodes = [0]
+    while True:
+        token = p.commit(0, picks[nodes[-1]])
+        p.settle()
+        child = draft.child(nodes[-1], token)
+        if child is None or not p.is_open(0):
+            return nodes
+        nodes.append(child)
+
+
+def state(p: Progress) -> dict[str, Any]:
+    return {
+        "ids": p.ids(p.settled).tolist(),
+        "length": p.length,
+        "settled": p.settled,
+        "done": p.done,
+        "padding": p.is_padding(0),
+        "runs": p.runs(0),
+        "open": p.is_open(0),
+        "remaining": p.remaining(0),
+        "generated": p.generated(0).tolist(),
+    }
+
+
+@settings(max_examples=300)
+@given(data=st.data(), limit=st.one_of(st.none(), st.integers(1, 20)), eos=st.sets(st.integers(0, 4), max_size=2))
+def test_a_run_is_the_walk_token_by_token(data: Any, limit: int | None, eos: set[int]) -> None:
+    """Passes over any trees until the row ends; buffers that have to grow on the way."""
+    criteria: list[Any] = [] if limit is None else [MaxLengthCriteria(3 + limit)]
+    criteria += [EosTokenCriteria(sorted(eos))] if eos else []
+    complete = data.draw(st.booleans())
+    with mock.patch("lookahead.progress.CHUNK", 256 if limit is None else data.draw(st.sampled_from([1, 2, 256]))):
+        run, naive = (progress(1, *criteria, complete=complete) for _ in range(2))
+        assert run.takes_runs
+        for _ in range(6):
+            draft, picks = data.draw(trees(run.last(0)))
+            with mock.patch.object(Progress, "commit", side_effect=AssertionError("not one by one")):
+                sampler = Sampler([], do_sample=False, rows=1, device=torch.device("cpu"))
+                sampler.load(torch.nn.functional.one_hot(torch.tensor([picks]), 5).float(), 0)
+                paths = walk([draft], sampler, run)
+            assert paths == [token_by_token(draft, picks, naive)]
+            assert state(run) == state(naive)
+            if run.done:
+                break
+
+
+@pytest.mark.parametrize(
+    ("rows", "criteria", "options", "wanted"),
+    [
+        (1, [MaxLengthCriteria(9), EosTokenCriteria(7)], {}, True),
+        (1, [], {"complete": True}, True),
+        (2, [MaxLengthCriteria(9)], {}, False),
+        (1, [_odd], {}, False),
+        (1, [MaxTimeCriteria(1e6)], {}, False),
+        (1, [MaxLengthCriteria(9, max_position_embeddings=4)], {}, False),
+        (1, [MaxLengthCriteria(9, max_position_embeddings=9)], {}, True),
+        (1, [], {"streamer": mock.Mock()}, False),
+        (1, [], {"records": Records(1, scores=True, logits=False)}, False),
+        (1, [], {"records": Records(1, scores=False, logits=True)}, False),
+    ],
+)
+def test_runs_are_taken_where_nobody_asks_in_between(
+    rows: int, criteria: list[Any], options: dict[str, Any], wanted: bool
+) -> None:
+    assert progress(rows, *criteria, **options).takes_runs == wanted
+
+
+def test_the_first_end_token_of_a_run_is_its_last() -> None:
+    p = progress(1, EosTokenCriteria([7, 8]))
+    assert p.commit_run(np.array([5, 8, 7, 6])) == 2
+    assert p.done
+    assert p.ids(2).tolist() == [[0, 1, 2, 5, 8]]
+    p = progress(1, MaxLengthCriteria(3 + 2))
+    assert p.commit_run(np.array([5, 6, 7])) == 2
+    assert p.done
+    assert p.settled == 2

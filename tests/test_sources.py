@@ -91,14 +91,14 @@ def learn_one(weights, x, sets, cell, hit):  # type: ignore[no-untyped-def]
 
 
 @njit
-def take_all(grown, chances, out):  # type: ignore[no-untyped-def]
+def take_all(grown, chances, out, floors):  # type: ignore[no-untyped-def]
     tree.plant(grown, 0, np.zeros(alignment.FIELDS, np.int64))
     for token in range(chances.shape[0]):
         item = tree.wait(grown, chances[token])
         if item >= 0:
             grown.items[item].token, grown.items[item].parent = token, 0
     for i in range(out.shape[0]):
-        out[i] = tree.take(grown)
+        out[i] = tree.take(grown, floors)
 
 
 def locate(grown: tree.Tree, tokens: IntArray, parents: IntArray) -> IntArray:
@@ -428,7 +428,7 @@ def test_growers_do_not_share_what_they_learn() -> None:
 @given(st.lists(st.floats(0, 1, width=32), max_size=40), st.integers(0, 20))
 def test_the_likeliest_are_taken_in_order(chances: list[float], budget: int) -> None:
     grown, order = tree.empty_tree(budget), np.zeros(budget + 1, np.int64)
-    take_all(grown, np.array(chances, np.float32), order)
+    take_all(grown, np.array(chances, np.float32), order, np.zeros(budget + 1, np.float32))
     taken = min(budget, len(chances))
     assert order.tolist() == [*range(1, taken + 1), *[-1] * (budget + 1 - taken)]
     nodes = grown.nodes[1 : taken + 1]

@@ -1,210 +1,243 @@
-"""When the window runs: by synthetic times, so that every decision is that of the numbers given."""
+"""What may rest: a switch on made-up turns, and the window of Jacobi lookahead on a machine whose times are made up."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from clocks import Clock
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from models import tiny
 
-from lookahead import Grower, Jacobi, Lookahead
-from lookahead.sources.switch import BLOCK, CHEAP, LASTING, LEAST, TRIALS, Switch
+from lookahead import Budget, Grower, Jacobi, Lookahead
+from lookahead.sources.source import Source
+from lookahead.switch import LEAST, Switch
 
-PROBES = 59
-TRIAL = 2 * TRIALS * BLOCK
-
-Price = Callable[[int], float]
+Turn = tuple[float, float, float]  # seconds, and the gain and the price where it is on
 
 
-def flat(rows: int) -> float:
-    return 1.0
-
-
-def steep(rows: int) -> float:
-    return 1.0 + 0.01 * rows
-
-
-class Machine:
-    """Passes over trees of any size, in a time that depends on their rows.
-
-    Args:
-        price: seconds of a pass by its rows.
-        gain: tokens that the window adds to a pass.
-        hiccup: chance of a pass that takes a hundred times as long.
-    """
-
-    def __init__(self, price: Price, gain: float, *, hiccup: float = 0.0, seed: int = 0, probes: int = PROBES) -> None:
-        self.switch, self.price, self.gain, self.hiccup, self.probes = Switch(probes), price, gain, hiccup, probes
-        self.random = np.random.default_rng(seed)
-
-    def run(self, passes: int) -> list[bool]:
-        """Return for every pass whether the window ran."""
-        ran = []
-        for _ in range(passes):
-            ran.append(self.switch.on)
-            rows = int(self.random.integers(1, 33)) + self.probes * ran[-1]
-            tokens = 2.0 + self.gain * ran[-1] + self.random.uniform(-0.5, 0.5)
-            seconds = self.price(rows) * (100 if self.random.random() < self.hiccup else 1)
-            self.switch.observe(rows, seconds, int(tokens + self.random.random()))
-        return ran
+def drive(switch: Switch, turns: list[Turn]) -> list[bool]:
+    """Return for every turn whether it was on; while it is off, its price is quoted."""
+    ran = []
+    for seconds, gain, price in turns:
+        ran.append(switch.on)
+        if switch.on:
+            switch.observe(seconds, gain=gain, price=price)
+        else:
+            switch.quote(price)
+            switch.observe(seconds)
+    return ran
 
 
 def share(ran: list[bool]) -> float:
     return sum(ran) / len(ran)
 
 
-def test_nothing_is_tried_before_something_is_known():
-    assert not any(Machine(flat, 5.0).run(LEAST + BLOCK))
-    assert any(Machine(flat, 5.0).run(LEAST + BLOCK + 1))
+def test_it_stays_on_while_it_pays() -> None:
+    assert all(drive(Switch(), [(1.0, 0.2, 0.1)] * 1000))
+    assert all(drive(Switch(), [(1.0, 0.1, 0.1)] * 1000)), "what brings as much as it takes does no harm"
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("hiccup", [0.0, 0.02])
-def test_where_rows_cost_nothing_a_gain_turns_it_on(seed: int, hiccup: float):
-    machine = Machine(flat, 1.0, seed=seed, hiccup=hiccup)
-    machine.run(LEAST + TRIAL)
-    assert machine.switch.on
-    assert all(machine.run(LASTING))
+def test_gains_that_come_now_and_then_are_averaged() -> None:
+    """One turn in ten brings all that the others take, and more."""
+    turns = [(1.0, 2.0 if number % 10 == 0 else 0.0, 0.1) for number in range(1000)]
+    assert share(drive(Switch(), turns)) > 0.95
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("hiccup", [0.0, 0.02])
-def test_where_it_gains_nothing_it_stays_off(seed: int, hiccup: float):
-    """Rows that cost a little, and no tokens for them."""
-    machine = Machine(lambda rows: 1.0 + 0.001 * rows, -0.5, seed=seed, hiccup=hiccup)
-    ran = machine.run(LEAST + TRIAL)
-    assert sum(ran) == TRIALS * BLOCK
-    assert not any(machine.run(LASTING))
+@pytest.mark.parametrize("spell", [1, 8, 24])
+@pytest.mark.parametrize("explore", [0.001, 0.01])
+def test_what_does_not_pay_rests_but_for_trials(explore: float, spell: int) -> None:
+    switch, price = Switch(explore=explore, spell=spell), 0.05
+    assert any(drive(switch, [(1.0, 0.0, price)] * LEAST))
+    ran = drive(switch, [(1.0, 0.0, price)] * 50_000)
+    assert share(ran[:LEAST]) < 1.0
+    spent = price * sum(ran)
+    assert 0.5 * explore * 50_000 <= spent <= explore * 50_000 + price * (spell + LEAST)
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("hiccup", [0.0, 0.02])
-def test_where_rows_are_dear_it_is_never_tried(seed: int, hiccup: float):
-    assert not any(Machine(steep, 5.0, seed=seed, hiccup=hiccup).run(1000))
+def test_trials_go_on_for_a_spell() -> None:
+    switch = Switch(explore=0.01, spell=24, on=False)
+    ran = drive(switch, [(1.0, 0.0, 0.1)] * 2000)
+    edges = np.flatnonzero(np.diff([0, *ran, 0]))
+    lengths = edges[1::2] - edges[::2]
+    assert len(lengths) > 3
+    assert set(lengths[:-1].tolist()) == {24}
 
 
-def test_the_bound_of_the_price():
-    """What counts is what the window adds to the time of a usual pass."""
-    for part, tried in ((0.5 * CHEAP, True), (2 * CHEAP, False)):
-        machine = Machine(lambda rows, cost=part / PROBES: 1.0 + cost * rows, 0.0)
-        assert any(machine.run(LEAST + 2 * BLOCK)) == tried
-    assert any(Machine(steep, 0.0, probes=1).run(LEAST + 2 * BLOCK)), (
-        "a window of one row is cheap where one of 59 is not"
-    )
+@pytest.mark.parametrize("spell", [1, 8])
+def test_what_begins_to_pay_wakes_up(spell: int) -> None:
+    switch = Switch(explore=0.01, spell=spell)
+    drive(switch, [(1.0, 0.0, 0.1)] * 3000)
+    ran = drive(switch, [(1.0, 1.0, 0.1)] * 2000)
+    assert all(ran[-1000:])
 
 
-class OneSize(Machine):
-    """A machine whose trees are all of one size."""
-
-    def run(self, passes: int) -> list[bool]:
-        ran = []
-        for _ in range(passes):
-            ran.append(self.switch.on)
-            rows = 20 + self.probes * ran[-1]
-            self.switch.observe(rows, self.price(rows), 2 + int(self.gain * ran[-1]))
-        return ran
+def test_what_was_off_is_tried_when_its_price_is_saved() -> None:
+    ran = drive(Switch(explore=0.01, on=False), [(1.0, 5.0, 0.5)] * 200)
+    assert not any(ran[:49])
+    assert all(ran[60:]), "and stays on, since it pays"
 
 
-def test_passes_that_are_all_of_one_size_need_a_peek():
-    """One pass with the window shows the price; where it is dear, that was all for a long time."""
-    assert sum(OneSize(steep, 5.0).run(LEAST + LASTING)) == 1
-    machine = OneSize(flat, 1.0)
-    machine.run(LEAST + 1 + TRIAL)
-    assert machine.switch.on
-    machine = OneSize(flat, 0.0)
-    assert sum(machine.run(LEAST + 1 + TRIAL)) == 1 + TRIALS * BLOCK
-    assert not any(machine.run(LASTING))
+def test_what_costs_nothing_is_tried_at_once() -> None:
+    """It may bring something, and there is nothing to lose."""
+    ran = drive(Switch(explore=0.01, on=False), [(1.0, 0.5, 0.0)] * 100)
+    assert all(ran[10:])
 
 
-def test_rows_of_a_batch_make_one_pass():
-    """Eight rows in a batch decide no sooner than one, and their tokens add up."""
-    one, eight, ended = Switch(PROBES), Switch(PROBES), Switch(PROBES)
-    for number in range(LEAST + TRIAL + 9):
-        rows = 5 + number % 7
-        one.observe(rows, 1.0, 8)
-        for row in range(8):
-            eight.observe(rows, 1.0, 1, row)
-        for row in (3, 5):
-            ended.observe(rows, 1.0, 1, row)
-        assert one.on == eight.on == ended.on
+def test_without_anything_to_explore_with_it_never_comes_back() -> None:
+    switch = Switch(explore=0.0)
+    drive(switch, [(1.0, 0.0, 0.1)] * 100)
+    assert not any(drive(switch, [(1.0, 9.0, 0.1)] * 1000))
 
 
-def test_both_ways_are_tried_in_turns():
-    machine = Machine(flat, 0.0)
-    machine.run(LEAST)
-    ran = machine.run(TRIAL)
-    blocks = np.array(ran).reshape(2 * TRIALS, BLOCK)
-    assert (blocks == blocks[:, :1]).all()
-    assert blocks[:, 0].tolist() == [False, True] * TRIALS
+def test_one_turn_that_took_very_long_decides_nothing() -> None:
+    """As the first one does, in which something is compiled."""
+    for at in range(LEAST + 4):
+        turns = [(1.0, 0.3, 0.1)] * 200
+        turns[at] = (500.0, 0.3, 500.0)
+        assert share(drive(Switch(), turns)[-100:]) == 1.0, at
 
 
-@pytest.mark.parametrize("first", [1.0, -1.0])
-def test_what_was_found_is_tried_again_when_it_has_lasted(first: float):
-    """A text that changes its kind: the other way wins the next trial."""
-    machine = Machine(flat, first)
-    machine.run(LEAST + TRIAL)
-    assert machine.switch.on == (first > 0)
-    machine.gain = -first
-    assert share(machine.run(LASTING)) == (first > 0)
-    retried = machine.run(TRIAL)
-    assert share(retried) == 0.5
-    assert retried[0] == (first > 0), "the trial begins with the way that it has"
-    assert machine.switch.on == (first < 0)
-    assert share(machine.run(LASTING)) == (first < 0)
+def test_prices_that_come_in_bursts_are_prices() -> None:
+    """Three turns cost nothing and the fourth a lot: on the whole it does not pay."""
+    turns = [(1.0, 0.01, 0.4 if number % 4 == 0 else 0.0) for number in range(4000)]
+    assert share(drive(Switch(), turns)[-2000:]) < 0.5
 
 
-def test_rows_that_have_become_dear_end_it():
-    machine = Machine(flat, 0.5)
-    machine.run(LEAST + TRIAL)
-    assert machine.switch.on
-    machine.price = steep
-    machine.run(LASTING + TRIAL)
-    assert not machine.switch.on
-    assert not any(machine.run(5 * LASTING))
+def test_a_lower_price_is_taken_up_without_a_trial() -> None:
+    switch = Switch(explore=0.001)
+    drive(switch, [(1.0, 0.1, 0.5)] * 100)
+    assert not switch.on
+    switch.quote(0.05)
+    assert switch.paying
+    switch.observe(1.0)
+    assert switch.on
+    resting = Switch(on=False)
+    resting.quote(0.0)
+    assert not resting.paying, "nothing was gained yet"
 
 
-def test_one_hiccup_decides_nothing():
-    """One pass of a hundred times the time, wherever it falls in the trial."""
-    for at in range(LEAST, LEAST + TRIAL, 3):
-        machine = Machine(flat, 1.0)
-        machine.run(at)
-        machine.price = lambda rows: 100.0
-        machine.run(1)
-        machine.price = flat
-        machine.run(LEAST + TRIAL - at - 1)
-        assert machine.switch.on
+def test_a_follower_begins_where_the_other_has_got_to() -> None:
+    paying, failing = Switch(), Switch()
+    drive(paying, [(1.0, 0.3, 0.1)] * 100)
+    drive(failing, [(1.0, 0.0, 0.1)] * 100)
+    for other in (paying, failing):
+        follower = Switch()
+        follower.follow(other)
+        assert (follower.gain, follower.price, follower.paying) == (other.gain, other.price, other.paying)
+        assert follower.on, "one turn to prove it wrong"
+    follower = Switch(explore=0.01)
+    follower.follow(paying)
+    assert all(drive(follower, [(1.0, 0.3, 0.1)] * 100))
+    follower = Switch(explore=0.01)
+    follower.follow(failing)
+    assert drive(follower, [(1.0, 0.0, 0.1)] * 20) == [True] + [False] * 19
+    follower = Switch(explore=0.01)
+    follower.follow(failing)
+    assert drive(follower, [(1.0, 9.0, 0.1)] * 20) == [True] * 20
+    fresh = Switch()
+    fresh.follow(Switch())
+    assert all(drive(fresh, [(1.0, 0.0, 0.1)] * LEAST)), "of one that knows nothing, nothing is known"
 
 
-def test_the_grower_asks_its_switch():
-    grower = Grower(sources=("prompt", Jacobi(window=4, ngram=3, verify=4)))
-    assert grower.switch is not None
-    assert not grower.window_runs
-    grower.switch.on = True
-    assert grower.window_runs
-    assert not Grower(sources=("prompt",)).window_runs
+def test_a_follower_is_one_of_its_own() -> None:
+    other, follower = Switch(), Switch()
+    drive(other, [(1.0, 0.3, 0.1)] * 50)
+    follower.follow(other)
+    drive(follower, [(1.0, 0.0, 5.0)] * 50)
+    assert (other.on, other.price) == (True, 0.1)
+
+
+amounts = st.one_of(st.just(0.0), st.floats(1e-6, 1e3))
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.tuples(amounts, amounts, amounts), max_size=200),
+    st.floats(0.0, 0.2),
+    st.sampled_from([1, 3, 24]),
+    st.booleans(),
+    st.sampled_from([None, 0.0, 1.0]),
+)
+def test_trials_cost_no_more_than_was_saved_for_them(
+    turns: list[Turn], explore: float, spell: int, on: bool, followed: float | None
+) -> None:
+    """For any sequence: what trials lose is a part of the time, and one spell, since its price is known only after."""
+    switch, elapsed, lost, worst = Switch(explore=explore, spell=spell, on=on), 0.0, 0.0, 0.0
+    if followed is not None:
+        other = Switch()
+        drive(other, [(1.0, followed, 0.5)] * 20)
+        switch.follow(other)
+    for seconds, gain, price in turns:
+        elapsed += seconds
+        if switch.on:
+            if not switch.paying:
+                lost += max(price - gain, 0.0)
+                worst = max(worst, price)
+            switch.observe(seconds, gain=gain, price=price)
+        else:
+            switch.quote(price)
+            switch.observe(seconds)
+        assert np.isfinite([switch.gain, switch.price]).all()
+    assert lost <= explore * elapsed + spell * worst + 1e-9
+
+
+# The window
+
+
+class Silent(Source):
+    """Knows nothing."""
+
+    def start(self, context: Any) -> Any:
+        return None
+
+    def extend(self, cursor: Any, token: int) -> Any:
+        return None
+
+    def successors(self, cursor: Any) -> Any:
+        return [], []
+
+
+OPTIONS = Jacobi(window=6, ngram=4, verify=6)
+
+
+def test_a_window_beside_other_sources_begins_at_rest() -> None:
+    assert not Grower(sources=("prompt", OPTIONS)).window_runs
+    assert Grower(sources=(OPTIONS,)).window_runs, "nobody else is there to draft"
     assert Grower(sources=("prompt", Jacobi(switch="on"))).window_runs
+    assert not Grower(sources=("prompt",)).window_runs
 
 
-@pytest.mark.parametrize("rows", [1, 2])
-def test_the_switch_is_told_of_every_pass(rows: int):
-    """Rows of the whole pass, padding included, and the tokens of one row; both as they were, with the window and
-    without it."""
-    told: list[tuple[int, float, int, int]] = []
+def window_ran(price: Callable[[int], float], rows: int, tokens: int, **budget: Any) -> list[bool]:
+    """Return for every pass whether the window was to run in it, on a machine where n nodes take `price(n)`."""
+    la, ran = Lookahead(tiny("llama"), sources=(Silent(), OPTIONS), **budget), []
+    assert isinstance(la.drafter, Grower)
+    grower, ids = la.drafter, torch.arange(3, 9).repeat(rows, 1)
+    hook = la.model.register_forward_pre_hook(lambda *_: ran.append(grower.window_runs))
+    with Clock(price).of(la.model):
+        la.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False)
+    hook.remove()
+    return ran[1:]  # without the prefill
 
-    def observe(self: Switch, *what: Any) -> None:
-        told.append(what)
-        self.on = len(told) % 8 >= 4
 
-    la = Lookahead(tiny("llama"), sources=("prompt", Jacobi(window=4, ngram=3, verify=4)), nodes=6)
-    ids = torch.tensor([[3, 4, 5, 3, 4], [7, 8, 9, 10, 11]])[:rows]
-    with mock.patch.object(Switch, "observe", observe):
-        la.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False)
-    assert la.last is not None
-    wanted = [(one.nodes, new, row) for one in la.last.passes for row, new in enumerate(one.committed) if new > 0]
-    assert [(size, tokens, row) for size, _, tokens, row in told] == wanted
-    assert all(seconds > 0 for _, seconds, _, _ in told)
-    assert min(size for size, *_ in told) <= 7 < max(size for size, *_ in told)
+AUTO: dict[str, dict[str, Any]] = {"auto": {}, "eight": {"nodes": 8}, "few": {"budget": Budget(most=4)}}
+
+
+@pytest.mark.parametrize("budget", AUTO)
+@pytest.mark.parametrize("rows", [1, 8])
+def test_the_window_runs_where_its_rows_are_free(rows: int, budget: str) -> None:
+    """The model repeats itself, and nobody but the window notices."""
+    ran = window_ran(lambda nodes: 0.01, rows, 900, **AUTO[budget])
+    assert not ran[0], "it begins at rest"
+    assert share(ran[-100:]) > 0.9
+
+
+@pytest.mark.parametrize("budget", AUTO)
+@pytest.mark.parametrize("rows", [1, 4])
+def test_the_window_rests_where_rows_are_dear(rows: int, budget: str) -> None:
+    ran = window_ran(lambda nodes: 0.01 * nodes, rows, 700, **AUTO[budget])
+    assert share(ran) < 0.1

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lookahead.topk import LANE, best_tokens
@@ -33,6 +33,34 @@ def test_equals_naive(rows: list[list[float]], count: int) -> None:
     for row, (found, kept) in enumerate(zip(tokens.tolist(), values, strict=True)):
         assert found == naive(logits[row].tolist(), count)
         np.testing.assert_array_equal(kept, logits[row].numpy()[found])
+
+
+@st.composite
+def rows_at_the_lanes(draw: st.DrawFn) -> list[float]:
+    """A row about as wide as a number of lanes, flat but for a few places: at the borders of lanes and anywhere."""
+    width = max(1, draw(st.integers(0, 12)) * LANE + draw(st.integers(-2, 2)))
+    row = [draw(st.sampled_from([0.0, -math.inf, 1.0, math.nan]))] * width
+    borders = [at for lane in range(width // LANE + 1) for at in (lane * LANE - 1, lane * LANE) if 0 <= at < width]
+    places = st.one_of(st.integers(0, width - 1), st.sampled_from([*borders, width - 1]))
+    for place in draw(st.lists(places, max_size=24)):
+        row[place] = draw(VALUES)
+    return row
+
+
+@settings(max_examples=300)
+@given(rows_at_the_lanes(), st.integers(1, 16))
+def test_equals_naive_at_the_borders_of_lanes(row: list[float], count: int) -> None:
+    """Fewer lanes than are asked for, as many, and more; a rest behind the last one, or none."""
+    logits = torch.tensor([row, row[::-1]], dtype=torch.float32)
+    tokens, values = best_tokens(logits, count)
+    for one, found, kept in zip(logits, tokens.tolist(), values, strict=True):
+        assert found == naive(one.tolist(), count)
+        np.testing.assert_array_equal(kept, one.numpy()[found])
+
+
+def test_a_narrow_row_gives_all_it_has() -> None:
+    tokens, values = best_tokens(torch.tensor([[0.5, 2.0]]), 8)
+    assert (tokens.tolist(), values.tolist()) == ([[1, 0]], [[2.0, 0.5]])
 
 
 @given(st.integers(1, 4 * LANE), st.integers(0, 2**31))

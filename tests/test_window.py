@@ -423,8 +423,8 @@ def test_only_accepted_nodes_stay_in_the_cache():
         longest.append(len(paths[0]))
         assert self.used == IDS.shape[1] + sum(longest)
         for ours, theirs in zip(self.layers, wanted, strict=True):
-            assert torch.allclose(ours.keys, theirs.keys[:, :, : self.used])
-            assert torch.allclose(ours.values, theirs.values[:, :, : self.used])
+            assert torch.allclose(ours.keys[:, :, : self.used], theirs.keys[:, :, : self.used])
+            assert torch.allclose(ours.values[:, :, : self.used], theirs.values[:, :, : self.used])
 
     with mock.patch.object(TreeCache, "keep", compared):
         out, steps, _ = watched(("prompt", OPTIONS), model, IDS, max_new_tokens=60, do_sample=False)

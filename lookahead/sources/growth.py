@@ -153,7 +153,7 @@ def _enqueue(weights, tree, scratch, node, floors, vocab_size):  # type: ignore[
     """Let the successors of `node` wait that are likely enough."""
     evidence, parent = scratch.evidence, tree.nodes[node]
     _weigh_all(weights, tree, scratch, node)
-    floor = floors[min(tree.used[NODES], floors.shape[0] - 1)]
+    floor, forced = floors[min(tree.used[NODES], floors.shape[0] - 1)], is_forced(evidence.guide)
     for j in range(evidence.size[0]):
         row = evidence.rows[j]
         if row.token >= vocab_size:
@@ -162,7 +162,7 @@ def _enqueue(weights, tree, scratch, node, floors, vocab_size):  # type: ignore[
         at = wait(tree, chance) if chance >= floor else -1
         if at >= 0:
             item = tree.items[at]
-            item.token, item.parent, item.source = row.token, node, _source(row)
+            item.token, item.parent, item.source = row.token, node, codes.GRAMMAR if forced else _source(row)
             item.weight, item.given = row.weight, row.given
             item.cursor, item.offset = _moved(scratch, parent, row.token)
 

@@ -52,6 +52,7 @@ def plant(tree, token, place):  # type: ignore[no-untyped-def]
     """Begin a tree with the root alone; `place` is its alignment."""
     root = tree.nodes[0]
     root.token, root.parent, root.weight, root.chance, root.source = token, -1, 1.0, 1.0, 0
+    root.state = -1
     root.given, root.depth, root.cursor, root.offset = 1.0, 0, tree.used[CURSOR], tree.used[OFFSET]
     for i in range(FIELDS):
         tree.place[0, i] = place[i]

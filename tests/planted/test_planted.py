@@ -489,9 +489,9 @@ def test_draft_over_budget_is_caught() -> None:
 
 
 def test_unobserved_step_is_caught() -> None:
-    @instead(Decoder, "_observe")
-    def planted(observe: Any, self: Any, *args: Any) -> None:
-        observe(self, *args)
+    @instead(Decoder, "_learn")
+    def planted(learn: Any, self: Any, *args: Any) -> None:
+        learn(self, *args)
         for drafter in self._drafters:
             drafter.steps[1:2] = []
 
