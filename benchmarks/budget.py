@@ -6,8 +6,8 @@
 its own and runs plain and with lookahead in turns. Ratios are plain's time over ours, medians over the rounds.
 
 "demo": the prompts of the demo model by kind, with the automatic budget and with fixed numbers of nodes in turns. Every
-run has a fresh `Lookahead`, so that no answer is remembered; the automatic budget is one object for all of them, as in a
-`Lookahead` that is kept. Times of a kind are sums over its prompts of medians over the rounds.
+run has a fresh `Lookahead`, so that no answer is remembered; the automatic budget is one object for all of them, as in
+a `Lookahead` that is kept. Times of a kind are sums over its prompts of medians over the rounds.
 
 All outputs are compared with plain's. In bfloat16 they may differ where two tokens are as likely, see the README.
 """
@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lookahead
 from lookahead import Budget, Lookahead
-from lookahead.compare import Comparison, Task, read_tasks  # noqa
+from lookahead.compare import Comparison, Task, read_tasks
 
 FIXED = (0, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 TOKENS, PROMPT = 192, 128

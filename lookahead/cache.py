@@ -20,8 +20,8 @@ REALIGN = 128  # slots; holes are closed when they are this many and half of wha
 class TreeLayer(DynamicLayer):  # type: ignore[misc]
     """Keys and values of one attention layer in a buffer that is longer than what it holds.
 
-    The first `used` slots are kept; a pass writes its rows behind them and they count only once they are kept. `keys` and
-    `values` show what the latest pass attended to.
+    The first `used` slots are kept; a pass writes its rows behind them and they count only once they are kept. `keys`
+    and `values` show what the latest pass attended to.
     """
 
     is_croppable = False

@@ -1,9 +1,9 @@
 """What a pass costs: seconds as a function of nodes, context and grammar work, learnt from the passes themselves.
 
-The curve is a sum of ramps between knots, plus terms in context and grammar masks, all with coefficients of zero or more:
-so it rises with everything, in straight pieces. It is fitted by least squares of relative errors with Huber's weights (Huber
-1964), so that a hiccup of the machine moves it little. Where nothing has been measured yet it goes on with the slope
-before. Passes that took the machine's varying speed with them are made comparable by a slowly moving level.
+The curve is a sum of ramps between knots, plus terms in context and grammar masks, all with coefficients of zero or
+more: so it rises with everything, in straight pieces. It is fitted by least squares of relative errors with Huber's
+weights (Huber 1964) to the faster half of the passes of each size, so that a hiccup of the machine moves it little.
+Where nothing has been measured yet it goes on with the slope before. A slowly moving level follows the machine's speed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class CostCurve:
     """Seconds of a pass for one batch size.
 
     Args:
-        slope: what one more node in every row is assumed to cost before anything is known, as a part of a pass over one.
+        slope: what one more node in every row is assumed to cost before anything is known, as a part of a pass over
+            one.
         known: seconds by nodes (root included) at no context, from another curve or an earlier process; trusted as one
             pass each.
 
@@ -93,7 +94,10 @@ class CostCurve:
             self._due = self._fitted + (1 if self._fitted < 4 else 4 if self._fitted < 32 else 16)
 
     def seconds(self, nodes: NDArray[np.int64] | Seconds, *, context: int = 0, masks: int = 0) -> Seconds:
-        """Return the expected seconds of passes over `nodes` ([N]) nodes; before anything is known, in passes over one."""
+        """Return the expected seconds of passes over `nodes` ([N]) nodes.
+
+        Before anything is known, in units of a pass over one node.
+        """
         found: Seconds = self._level * (_columns(np.asarray(nodes, np.float64), context, masks) @ self._fit)
         return found
 
@@ -156,7 +160,7 @@ def _columns(nodes: Seconds, context: int, masks: int) -> Seconds:
 
 
 def _believed(times: Seconds) -> tuple[NDArray[np.bool_], Seconds]:
-    """Return which of the passes of each class are taken for usual, and their weights; `times` are as parts of the expected.
+    """Return which of the passes of each class are taken for usual, and their weights.
 
     The faster half of them: what disturbs a pass only ever slows it down, most of all the first one of its size. Where
     there is only one, it counts little.

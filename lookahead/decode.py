@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lookahead.budget import Choice, Purse, Spent
 from lookahead.draft import Draft
 from lookahead.drafter import Drafter
 from lookahead.errors import GrammarError, InvalidDraft
 from lookahead.progress import Contexts, Progress
+from lookahead.purse import Choice, Purse, Spent
 from lookahead.sampling import Sampler
 from lookahead.sources.codes import NAMES
 from lookahead.target import Target
@@ -101,6 +101,7 @@ class Decoder:
         if not any(self._foresees):
             sampler.foresight = None
         self.passes: list[Pass] = []
+        self._account_s = 0.0  # what it took to account for the last step, for each row that drafted
 
     def run(self, prefill: Tensor) -> None:
         """Generate until every row is done. `prefill`: [B, 1, V], the logits after the prompt."""
@@ -126,9 +127,20 @@ class Decoder:
 
     def _begin(self) -> Turn:
         begin, progress = time.perf_counter(), self._progress
-        going = [row for row in range(progress.rows) if progress.is_open(row) and not progress.is_padding(row)]
+        progress.held = frozenset()
+        going = self._going()
         asked = [row for row in going if self._purse.asks(row)] if self._drafters else []
+        if not asked and self._purse.frugal:
+            # Rows that are ahead wait for the others: nobody drafts, and rows apart are picked for one by one.
+            behind = min((progress.length[row] for row in going), default=0)
+            progress.held = frozenset(row for row in going if progress.length[row] > behind)
+            going = self._going() if progress.held else going
         return Turn(list(progress.length), going, asked, self._target.cache.used, begin)
+
+    def _going(self) -> list[int]:
+        """Return the rows that may pick a token of their own."""
+        progress = self._progress
+        return [row for row in range(progress.rows) if progress.is_open(row) and not progress.is_padding(row)]
 
     # Drafts
 
@@ -298,13 +310,14 @@ class Decoder:
                 masks=turn.masks,
                 pass_s=verified_s + cache_s,
                 step_s=turn.seconds,
-                asking_s=turn.asking_s,
+                asking_s={row: seconds + self._account_s for row, seconds in turn.asking_s.items()},
                 grown=(sum(len(draft) - 1 for draft in turn.proposed.values()), draft_s),
                 tokens={row: committed[row] for row in turn.going},
             ),
             [(draft, self._progress.new_tokens(row, turn.starts[row])) for row, draft in turn.proposed.items()],
         )
         turn.lap()
+        self._account_s = turn.laps[-1] / max(len(turn.asked), 1)
         return Pass(
             turn.size,
             committed,

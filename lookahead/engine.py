@@ -14,7 +14,7 @@ from transformers.generation import (
     LogitsProcessorList,
 )
 
-from lookahead.budget import Budget, Purse
+from lookahead.budget import Budget
 from lookahead.cache import BLOCK, require_ordinary
 from lookahead.curves import key_of
 from lookahead.decode import Decoder
@@ -29,6 +29,7 @@ from lookahead.grow import Grower
 from lookahead.memory import Memory, PoolLike, Remember
 from lookahead.pool.pool import Pool
 from lookahead.progress import Contexts, Progress, Records, Stops
+from lookahead.purse import Purse
 from lookahead.request import (
     end_tokens,
     ids_mask,
@@ -371,7 +372,8 @@ def generate(
             output is what `model.generate()` gives with `grammar.processor(tokenizer, eos_token_id=…)` as the last
             of your logits processors, its end tokens those of the call, and drafts follow it. Needs `tokenizer=`. With
             `custom_generate=la` pass that processor instead.
-        drafter, sources, nodes, budget, pool, remember: see `Lookahead`; a pool given as a directory is closed at the end.
+        drafter, sources, nodes, budget, pool, remember: see `Lookahead`; a pool given as a directory is closed at the
+            end.
 
     >>> lookahead.generate(model, **tokenizer("def add(", return_tensors="pt"), max_new_tokens=64)
     """

@@ -23,8 +23,8 @@ from lookahead.sources.evidence import GUESTS, add_guest
 from lookahead.sources.growth import Scratch, ask_again, begin, empty_scratch, grow, learn_at, learn_from, step
 from lookahead.sources.guide import guide
 from lookahead.sources.jacobi import Jacobi, empty_ngrams, no_ngrams
-from lookahead.sources.mixer import Weights, fresh_weights, restore, save
 from lookahead.sources.kernels import Records
+from lookahead.sources.mixer import Weights, fresh_weights, restore, save
 from lookahead.sources.nodes import find_nodes
 from lookahead.sources.noise import Noise, no_noise
 from lookahead.sources.paid import Paid, Timing

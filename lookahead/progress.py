@@ -122,6 +122,9 @@ class Progress:
         complete: finished rows are run and recorded to the end, as plain does, because somebody sees it: the caller
             (scores, logits, cache) or a processor that looks at other rows.
         column_size: numbers kept for every column that a row runs ahead.
+
+    Attributes:
+        held: rows that are to wait for others.
     """
 
     def __init__(
@@ -144,6 +147,7 @@ class Progress:
         self.length = [0] * self.rows
         self.settled = 0
         self.unfinished = [True] * self.rows
+        self.held: frozenset[int] = frozenset()
         self._going = self.rows
         self._ahead = max(1, min(MAX_AHEAD, KEPT // max(column_size, 1)))
         self._waits_at_eos = [False] * self.rows
@@ -172,7 +176,9 @@ class Progress:
     def is_open(self, row: int) -> bool:
         """Whether `row` may pick its next token now."""
         ahead = self.length[row] - self.settled
-        return self.runs(row) and not self._waits_at_eos[row] and ahead < self._ahead and self.remaining(row) > 0
+        if row in self.held or self._waits_at_eos[row]:
+            return False
+        return self.runs(row) and ahead < self._ahead and self.remaining(row) > 0
 
     def remaining(self, row: int) -> int:
         """Return how many tokens the length limit leaves to `row`."""

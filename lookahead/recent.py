@@ -1,8 +1,13 @@
-"""The last values of something that now and then takes far longer than usual."""
+"""What something took of late, where it now and then takes far longer than usual."""
 
 from __future__ import annotations
 
 from collections import deque
+
+import numpy as np
+
+RECENT = 16  # passes that are looked at
+_LEAST = 8  # drafts before anything is said of them
 
 
 class Recent:
@@ -39,3 +44,44 @@ class Recent:
         """The mean, values above three times the median counted as that."""
         most = 3.0 * self.median
         return sum(min(value, most) for value in self._values) / max(len(self._values), 1)
+
+
+class Rate:
+    """Seconds a token took of late.
+
+    Attributes:
+        token_s: seconds a token; 0 before anything is known.
+    """
+
+    def __init__(self) -> None:
+        self._seconds, self._tokens = Recent(RECENT), Recent(RECENT)
+        self.token_s = 0.0
+
+    def add(self, seconds: float, tokens: int) -> None:
+        """Take in a pass. One that took far longer than usual counts as a long one, no more."""
+        self._seconds.add(seconds)
+        self._tokens.add(tokens)
+        total = self._tokens.total
+        self.token_s = self._seconds.mean * len(self._seconds) / total if total else 0.0
+
+
+class Slope:
+    """What one more node costs to draft: a line through recent drafts."""
+
+    def __init__(self) -> None:
+        self._drafts: deque[tuple[int, float]] = deque(maxlen=2 * RECENT)
+
+    def add(self, nodes: int, seconds: float) -> None:
+        """Take in drafts of `nodes` nodes in all."""
+        self._drafts.append((nodes, seconds))
+
+    @property
+    def value(self) -> float:
+        """Seconds a node; 0 while drafts are few, or all of one size."""
+        if len(self._drafts) < _LEAST:
+            return 0.0
+        nodes, seconds = np.array(self._drafts).T
+        usual = seconds <= 3.0 * np.median(seconds)
+        nodes, seconds = nodes[usual] - nodes[usual].mean(), seconds[usual]
+        spread = float(nodes @ nodes)
+        return max(float(nodes @ seconds) / spread, 0.0) if spread > len(nodes) else 0.0

@@ -6,6 +6,7 @@ from lookahead.recent import Recent
 
 RECENT = 32  # turns that gain and price are averaged over
 LEAST = 8  # turns before anything is judged
+_MARGIN = 1.2  # of gain over price: both are estimates, and nothing may make a text slower
 _HELD = 4.0  # prices of a spell that are saved up at most
 
 
@@ -33,7 +34,7 @@ class Switch:
         self._turns = self._left = 0
 
     def follow(self, other: Switch) -> None:
-        """Begin where `other` has got to, which was about something of the same kind, with one turn to prove it wrong."""
+        """Begin where `other` has got to, which was about the like, with one turn to prove it wrong."""
         self.gain, self.price, self.paying = other.gain, other.price, other.paying
         self._prices = other._prices.copy()
         self._turns, self._left, self.on = min(other._turns, LEAST), 1, True
@@ -41,7 +42,7 @@ class Switch:
     def quote(self, price: float) -> None:
         """Tell what a turn would cost now, while it is off."""
         self.price = price
-        self.paying = self._turns >= LEAST and self.gain >= price
+        self.paying = self._turns >= LEAST and self.gain >= _MARGIN * price
 
     def observe(self, seconds: float, *, gain: float = 0.0, price: float = 0.0) -> None:
         """Take in one turn.
@@ -73,4 +74,4 @@ class Switch:
         self._prices.add(price)
         self.price = self._prices.median
         if self._turns >= LEAST:
-            self.paying = self.gain >= self.price
+            self.paying = self.gain >= _MARGIN * self.price

@@ -91,7 +91,7 @@ class Watch:
     def __init__(self, device: torch.device) -> None:
         self._begin = self._seconds = 0.0
         marks = device.type == "cuda"
-        self._marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if marks else []
+        self._marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if marks else []  # type: ignore[no-untyped-call]
         self._device = device
 
     def __enter__(self) -> None:
@@ -107,7 +107,7 @@ class Watch:
     @property
     def seconds(self) -> float:
         """What ran inside last took; on a GPU, as far as the host sees it until the second mark is reached."""
-        if self._marks and self._marks[1].query():
+        if self._marks and self._marks[1].query():  # type: ignore[no-untyped-call]
             return float(self._marks[0].elapsed_time(self._marks[1])) / 1e3
         return self._seconds
 
@@ -152,7 +152,7 @@ class Target:
 
     @property
     def seconds(self) -> float:
-        """What the latest call of the model took: on a GPU, from its first kernel to its last; ask once it has ended."""
+        """What the latest call of the model took; on a GPU, from its first kernel to its last, once it has ended."""
         return self._watch.seconds
 
     @property

@@ -21,10 +21,10 @@ _N = len(_START)
 class Trust:
     """Turns the path weights of drafts into chances, by what became of earlier nodes.
 
-    The log-odds of a chance are a line in the log-odds of the claim (Platt 1999) and the log of the depth, for the nodes
-    under the root another one, fitted online by Newton's method with a short memory: how far a drafter can be believed
-    differs from text to text. A line keeps the order of the claims. A drafter that gives all its nodes the weight 1 is
-    found out by the depth. What a grammar forces is as likely as what is above it.
+    The log-odds of a chance are a line in the log-odds of the claim (Platt 1999) and the log of the depth, another one
+    for the nodes under the root, fitted online by Newton's method with a short memory: how far a drafter can be
+    believed differs from text to text. A line keeps the order of the claims. A drafter that gives all its nodes the
+    weight 1 is found out by the depth. What a grammar forces is as likely as what is above it.
     """
 
     def __init__(self) -> None:

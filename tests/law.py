@@ -16,6 +16,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from budgets import Clock, Dice
 from drafters import Adversary, Oracle, Watcher, WatcherRow
 from models import JSON_VOCAB, PAD, VOCAB, WORDS, json_tokenizer, poisoned, tiny, tokenizer
 from torch import Tensor
@@ -23,7 +24,7 @@ from transformers import DynamicCache, WatermarkingConfig
 from users import CRITERIA, PROCESSORS, Recording, prefix_allowed
 
 import lookahead
-from lookahead import Grower, Jacobi, Lookahead, Pool, Step
+from lookahead import Budget, Grower, Jacobi, Lookahead, Pool, Step
 from lookahead.foresight import AHEAD, ROOM
 from lookahead.grammar.grammar import Grammar
 from lookahead.grammar.processor import GrammarProcessor
@@ -38,6 +39,9 @@ LIMITS = {
     "room": ["lookahead.foresight.ROOM"],
 }
 """Constants that a case may set, so that short texts reach what only long ones would."""
+
+CLOCKS = ("lookahead.decode.time", "lookahead.target.time", "lookahead.grow.time")
+"""Where a budget's times come from."""
 
 WINDOWS = {
     "jacobi": Jacobi(window=5, ngram=4, verify=5, switch="on"),
@@ -70,6 +74,8 @@ class Case:
         poison: the oracle's errors are a token that turns whoever attends to it to NaN; plain must not pick it.
         grammar: what all rows must be: a JSON Schema as text, "regex:…" or "lark:…"; or a tuple of those, one for each
             row ("": free). Such cases have a larger vocabulary. The way in is `grammar=`; for "custom", the processor.
+        budget: "fixed", "dice" (decides at random), or "clock" (the automatic one by a clock that goes as it likes); with
+            both `nodes` is the most.
     """
 
     family: str = "llama"
@@ -99,6 +105,7 @@ class Case:
     limits: tuple[tuple[str, int], ...] = ()
     poison: bool = False
     grammar: str | tuple[str, ...] = ""
+    budget: str = "fixed"
 
     def __repr__(self) -> str:
         given = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
@@ -212,7 +219,7 @@ def door(case: Case, model: Any, la: Lookahead) -> Callable[..., Any]:
 
     def function(**arguments: Any) -> Any:
         with mock.patch.object(lookahead.engine, "Lookahead", return_value=la):
-            return lookahead.generate(model, nodes=case.nodes, **arguments)
+            return lookahead.generate(model, **nodes_of(case), **arguments)
 
     return function
 
@@ -220,8 +227,19 @@ def door(case: Case, model: Any, la: Lookahead) -> Callable[..., Any]:
 def lookahead_of(case: Case, model: Any, plain: Result) -> Lookahead:
     """Return the `Lookahead` of `case`; one that asks a pool also adds to it."""
     if "pool" not in case.drafter.split("+"):
-        return Lookahead(model, drafter=drafter(case, plain), nodes=case.nodes)
-    return Lookahead(model, sources=sources_of(case), pool=pool_of(case, plain), nodes=case.nodes)
+        return Lookahead(model, drafter=drafter(case, plain), **nodes_of(case))
+    return Lookahead(model, sources=sources_of(case), pool=pool_of(case, plain), **nodes_of(case))
+
+
+def nodes_of(case: Case) -> dict[str, Any]:
+    """Return the argument that says how many nodes a pass of `case` may run."""
+    match case.budget:
+        case "fixed":
+            return {"nodes": case.nodes}
+        case "dice":
+            return {"budget": Dice(case.nodes, case.seed)}
+        case _:
+            return {"budget": Budget(most=case.nodes, explore=0.2)}
 
 
 def sources_of(case: Case) -> tuple[Any, ...]:
@@ -346,6 +364,9 @@ def limits(case: Case) -> Iterator[None]:
         for name, value in case.limits:
             for place in LIMITS[name]:
                 stack.enter_context(mock.patch(place, value))
+        clock = Clock(case.seed)
+        for place in CLOCKS if case.budget == "clock" else ():
+            stack.enter_context(mock.patch(place, clock))
         yield
 
 
@@ -482,7 +503,7 @@ def assert_steps_fit(case: Case) -> Watcher:
         model = model_of(case)
         plain = run(case, model.generate)
         watcher = Watcher(drafter(case, plain))
-        la = Lookahead(model, drafter=watcher, nodes=case.nodes)
+        la = Lookahead(model, drafter=watcher, **nodes_of(case))
         ours = run(case, door(case, model, la), la)
         found = difference(plain, ours)
         assert found is None, f"{case!r}\n{found}"
@@ -500,14 +521,17 @@ def _row_fits(case: Case, seen: WatcherRow, answer: list[int]) -> None:
     committed, asked = answer[:1], list(seen.contexts)
     assert PAD not in seen.prompt, "padding is part of a context"
     for step, drawn in zip(seen.steps, seen.drawn, strict=True):
+        if case.budget != "fixed" and asked:  # passes without a draft went by
+            committed = answer[: len(asked[0]) - len(seen.prompt)]
         context, proposed = seen.prompt + committed, False
         while asked and len(asked[0]) == len(context):
             seen_now, proposed = asked.pop(0), True
             assert seen_now == context, f"context {seen_now} is not {context}"
         assert proposed or len(step.draft) == 1, "a draft that nobody proposed"
         _step_fits(case, step, drawn, committed[-1])
-        committed += step.tokens.tolist()
-    assert committed == answer, f"steps report {committed}, the answer is {answer}"
+        committed = committed + step.tokens.tolist()
+        assert committed == answer[: len(committed)], f"steps report {committed}, the answer is {answer}"
+    assert committed == answer or case.budget != "fixed", f"steps report {committed}, the answer is {answer}"
     assert not asked, f"asked with context {asked} and nothing came of it"
 
 

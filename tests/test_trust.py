@@ -97,10 +97,10 @@ def test_what_did_not_run_is_learnt_from_too() -> None:
 def test_nobody_knows_what_would_have_come_behind_the_last_token() -> None:
     """A text that ends early does not count against nodes beyond it."""
     chain, trust = Draft.chain([1, 2, 3, 4, 5], weight=0.8), Trust()
+    before = trust.chances(chain)
     for _ in range(100):
         trust.observe(chain, np.array([2]))
-    below = trust.chances(chain)[2:] / trust.chances(chain)[1:-1]
-    assert (below > 0.7).all()
+    assert (trust.chances(chain) >= 0.9 * before).all()
 
 
 stories = st.lists(

@@ -119,7 +119,7 @@ def _drop(queue, waiting):  # type: ignore[no-untyped-def]
 
 @inner
 def take(tree, floors):  # type: ignore[no-untyped-def]
-    """Make the likeliest waiting item a node and return it, -1 when none waits that is likely enough, or no room is left.
+    """Make the likeliest waiting item a node and return it, -1 when none is likely enough, or no room is left.
 
     Args:
         floors: [N] the chance that a node must have when so many are there already.

@@ -1,0 +1,315 @@
+"""The budget at work on one batch: who drafts, how many nodes run, and what is learnt from what that took."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from lookahead.cost import CostCurve, Seconds
+from lookahead.draft import Draft, FloatArray
+from lookahead.recent import RECENT, Rate, Recent, Slope
+from lookahead.switch import Switch
+
+if TYPE_CHECKING:
+    from lookahead.budget import Budget
+
+SIZES, ASKING = 0.2, 0.5  # of what may be explored: passes of other sizes, and drafts which have not paid lately
+_HELD = 16.0  # passes over one node: what is saved up for passes of other sizes at most
+_FRESH, _SELDOM = 8, 32  # passes after which prices are computed anew; where nothing is chosen by them
+_CAUTION = 0.8  # of the chance that a node needs is what it needs to be drafted: it may claim too little
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How many nodes run, and why.
+
+    Attributes:
+        nodes: acceptable nodes below the root that a row may run.
+        why: see `lookahead.trace.WHY`.
+        expected: tokens that the rows which drafted are expected to commit.
+        token_s: seconds that a token was worth; 0: not known.
+        row_s: seconds that one more node in every row would cost; 0: not known.
+    """
+
+    nodes: int
+    why: str
+    expected: float
+    token_s: float = 0.0
+    row_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a pass took and brought.
+
+    Attributes:
+        size: nodes of every row, root included.
+        context: slots of the key-value cache before the pass.
+        masks: of a grammar, computed while the pass was verified.
+        pass_s: seconds from the inputs of the model to the kept rows.
+        step_s: seconds of the whole step.
+        asking_s: for each row that drafted, the seconds of its draft and of what was learnt from it.
+        grown: nodes that were drafted, and the seconds that this took.
+        tokens: for each open row, what it committed.
+    """
+
+    size: int
+    context: int
+    masks: int
+    pass_s: float
+    step_s: float
+    asking_s: Mapping[int, float]
+    grown: tuple[int, float]
+    tokens: Mapping[int, int]
+
+
+class Purse:
+    """The budget at work on one batch.
+
+    Attributes:
+        floors: [most + 1] the chance below which a node is not worth drafting when so many are there already, root
+            included; None: any is.
+    """
+
+    def __init__(self, budget: Budget, rows: int, curve: CostCurve, rate: Rate, usual: Switch) -> None:
+        self._budget, self._curve, self._rate, self._usual = budget, curve, rate, usual
+        self._switches = [Switch(explore=ASKING * budget.explore) for _ in range(rows)]
+        for switch in self._switches:
+            switch.follow(usual)
+        self._sizes = np.arange(1, budget.most + 2)
+        self._seconds = self._hull = np.zeros(0)
+        self._priced_at, self._known = -_FRESH, False  # when prices were computed, and whether in real seconds
+        self._unknown: list[int] = []
+        self._turns = 0
+        self._base = Recent(RECENT)  # seconds of a step outside of its pass
+        self._growing, self._node_s = Slope(), 0.0
+        self._last = Choice(0, "fixed", 0.0)
+        self._explores_from = 0.0  # seconds that an exploring pass would have been worth
+        self.floors: FloatArray | None = None
+
+    @property
+    def most(self) -> int:
+        """Nodes that a row may draft."""
+        return self._budget.most
+
+    @property
+    def frugal(self) -> bool:
+        """Whether sources that do not pay are to rest."""
+        return not self._budget.fixed
+
+    def asks(self, row: int) -> bool:
+        """Whether `row` drafts in this pass."""
+        return self.most > 0 and (self._budget.fixed or self._switches[row].on)
+
+    def trusts(self, row: int) -> bool:
+        """Whether drafting pays for `row`, and is not only tried."""
+        return self._budget.fixed or self._switches[row].paying
+
+    def prepare(self, rows: int, context: int) -> None:
+        """Compute the prices of the next pass, in which `rows` rows draft behind `context` tokens."""
+        every = _SELDOM if self._budget.fixed else _FRESH
+        if self._turns - self._priced_at >= every or (self._turns < every and not self._budget.fixed):
+            self._priced_at = self._turns
+            self._seconds = self._curve.seconds(self._sizes, context=context)
+            self._hull = _rising(np.diff(self._seconds))
+            self._node_s = self._growing.value
+            self._unknown = self._curve.unknown(self.most + 1)
+            self._known = self._curve.passes > 0
+        if self._budget.fixed:
+            return
+        token_s = self._rate.token_s
+        if token_s == 0.0 or not self._known or self._may_explore_beyond():
+            self.floors = None
+            return
+        floors = np.empty(len(self._sizes), np.float32)
+        floors[0] = 0.0
+        floors[1:] = _CAUTION * (self._hull + self._node_s) / (token_s * max(rows, 1))
+        self.floors = floors
+
+    def choose(self, drafts: Mapping[int, Draft], rows: int) -> tuple[Choice, Mapping[int, Draft]]:
+        """Return how many nodes of each row run, and the drafts cut to that.
+
+        Args:
+            drafts: of the rows that drafted.
+            rows: how many rows commit a token in any case.
+        """
+        if not drafts:
+            self._last = self._unasked(rows, float(rows))
+            return self._last, drafts
+        trust = self._budget.trust
+        chances = {row: trust.chances(draft) for row, draft in drafts.items()}
+        expected, probes = np.full(self.most + 1, float(rows)), 0
+        for row, draft in drafts.items():
+            probes = max(probes, add_likeliest(chances[row], draft.probe, expected))
+        if self._budget.fixed:
+            self._last = self._unasked(rows, float(expected[-1]))
+            return self._last, drafts
+        # What the largest draft cannot fill is no choice.
+        filled = max(len(draft) for draft in drafts.values()) - probes
+        self._last = self._weighed(expected[: max(filled, 1)], probes)
+        nodes = self._last.nodes
+        return self._last, {row: draft.trim(nodes, chances[row]) for row, draft in drafts.items()}
+
+    def _unasked(self, rows: int, expected: float) -> Choice:
+        """Return the choice where there is none."""
+        why, nodes = ("fixed", self.most) if self._budget.fixed else ("rests", 0)
+        return Choice(nodes, why, expected, self._rate.token_s, self._row_s(0))
+
+    def _weighed(self, expected: Seconds, probes: int) -> Choice:
+        """Return the choice among `len(expected)` numbers of nodes; `expected` are the tokens of each, for all rows."""
+        seconds, known = self._with_probes(probes)[: len(expected)], self._known
+        nodes, token_s = _best(expected, seconds, self._base.median, self._rate.token_s if known else 0.0)
+        why = "pays" if nodes else "none pays"
+        other = self._explored(expected, seconds, nodes, token_s)
+        if other is not None:
+            nodes, why = other, "explores"
+        row_s = float(seconds[nodes] - seconds[nodes - 1]) if nodes else self._row_s(probes)
+        return Choice(nodes, why, float(expected[nodes]), token_s if known else 0.0, row_s if known else 0.0)
+
+    def observe(self, spent: Spent, followed: Iterable[tuple[Draft, NDArray[np.int64]]]) -> None:
+        """Learn from a pass, and from what was proposed in it with the tokens that `followed`."""
+        for draft, tokens in followed:
+            self._budget.trust.observe(draft, tokens)
+        if self.most == 0:
+            return
+        count = sum(spent.tokens.values())
+        self._turns += 1
+        self._curve.add(spent.size, spent.pass_s, context=spent.context, masks=spent.masks)
+        self._rate.add(spent.step_s, count)
+        self._base.add(max(spent.step_s - spent.pass_s, 0.0))
+        if spent.asking_s:
+            self._growing.add(*spent.grown)
+        if self._budget.fixed:
+            return
+        budget = self._budget
+        if self._last.why == "explores":
+            self._unknown = self._curve.unknown(self.most + 1)
+            budget.saved -= max(spent.pass_s - self._explores_from, 0.0)
+        if self._known:
+            held = _HELD * float(self._seconds[0])
+            budget.saved = min(budget.saved + SIZES * budget.explore * spent.step_s, held)
+            self._judge(spent, count)
+
+    def _judge(self, spent: Spent, tokens: int) -> None:
+        """Tell the switch of each row what drafting brought it, against plain decoding."""
+        rows = max(len(spent.tokens), 1)
+        plain_s = float(self._seconds[0])
+        extra_s = self._seconds_of(spent.size) - plain_s
+        more = max(tokens - rows, 1)
+        for row, count in spent.tokens.items():
+            gain, price = 0.0, 0.0
+            if row in spent.asking_s:
+                gain = (count - 1) * plain_s / rows - extra_s * (count - 1) / more
+                price = spent.asking_s[row]
+            self._switches[row].observe(spent.step_s / rows, gain=gain, price=price)
+            if row in spent.asking_s:
+                self._usual.note(gain, price)
+
+    def _row_s(self, probes: int) -> float:
+        """Return what the next node costs where none runs yet."""
+        at = min(probes, len(self._hull) - 1)
+        return float(self._hull[at]) if at >= 0 and self._known else 0.0
+
+    def _seconds_of(self, size: int) -> float:
+        """Return the expected seconds of a pass over `size` nodes."""
+        if size <= len(self._seconds):
+            return float(self._seconds[size - 1])
+        return float(self._with_probes(size - len(self._sizes))[-1])
+
+    def _with_probes(self, probes: int) -> Seconds:
+        """Return the seconds of 0, 1, … nodes below the root beside `probes` others."""
+        if probes == 0:
+            return self._seconds
+        sizes = self._sizes + probes
+        slope = float(self._hull[-1]) if len(self._hull) else 0.0
+        beyond: Seconds = np.maximum(sizes - self._sizes[-1], 0) * slope
+        return beyond + np.interp(sizes, self._sizes, self._seconds)
+
+    def _may_explore_beyond(self) -> bool:
+        """Whether a pass that is larger than usual is wanted, and may be paid for."""
+        unknown = [size for size in self._unknown if size - 1 > self._last.nodes]
+        if not unknown or self._curve.passes < _FRESH:
+            return False
+        return self._curve.hoped(min(unknown)) - float(self._seconds[self._last.nodes]) <= self._budget.saved
+
+    def _explored(self, expected: Seconds, seconds: Seconds, nodes: int, token_s: float) -> int | None:
+        """Return another number of nodes, of which too little is known, where trying it may cost no more than is saved.
+
+        What it costs is hoped for, not feared: one slow pass would keep its size from ever being tried again.
+        """
+        if self._curve.passes < _FRESH:
+            return None
+        for size in [size for size in self._unknown if size <= len(expected)]:
+            hoped = min(self._curve.hoped(size), float(seconds[size - 1]))
+            loss = token_s * float(expected[nodes] - expected[size - 1]) - float(seconds[nodes]) + hoped
+            if size - 1 != nodes and loss <= self._budget.saved:
+                self._explores_from = float(seconds[nodes]) - token_s * float(expected[nodes] - expected[size - 1])
+                return size - 1
+        return None
+
+
+@njit(cache=True)
+def add_likeliest(chances, probe, expected):  # type: ignore[no-untyped-def]
+    """Add to `expected` ([most + 1]) what the 0, 1, … likeliest acceptable nodes bring; return the number of probes."""
+    probes, used = 0, 0
+    best = np.empty(len(chances), np.float32)
+    for i in range(1, len(chances)):
+        if probe[i]:
+            probes += 1
+        else:
+            best[used] = -chances[i]
+            used += 1
+    best[:used].sort()
+    total = 0.0
+    for i in range(1, len(expected)):
+        if i <= used:
+            total -= best[i - 1]
+        expected[i] += total
+    return probes
+
+
+@njit(cache=True)
+def _rising(slopes):  # type: ignore[no-untyped-def]
+    """Return the slopes of the lower convex hull of what rises by `slopes` (pool adjacent violators)."""
+    n = slopes.shape[0]
+    value, width, out = np.empty(n), np.empty(n, np.int64), np.empty(n)
+    blocks = 0
+    for i in range(n):
+        value[blocks], width[blocks] = slopes[i], 1
+        blocks += 1
+        while blocks > 1 and value[blocks - 2] >= value[blocks - 1]:
+            a, b = width[blocks - 2], width[blocks - 1]
+            value[blocks - 2] = (value[blocks - 2] * a + value[blocks - 1] * b) / (a + b)
+            width[blocks - 2] = a + b
+            blocks -= 1
+    at = 0
+    for i in range(blocks):
+        for _ in range(width[i]):
+            out[at] = value[i]
+            at += 1
+    return out
+
+
+@njit(cache=True)
+def _best(expected, seconds, base_s, late_s):  # type: ignore[no-untyped-def]
+    """Return how many nodes to run, and the seconds that a token is worth.
+
+    A token is worth what it takes otherwise: half that is told by the best that this very step can do, half by what
+    passes did of late (the geometric mean), since neither alone is what the next passes will do.
+    """
+    best, own_s = 0, (seconds[0] + base_s) / expected[0]
+    for n in range(1, len(expected)):
+        each = (seconds[n] + base_s) / expected[n]
+        if each <= own_s:
+            best, own_s = n, each
+    token_s = np.sqrt(own_s * late_s) if late_s > 0.0 else own_s
+    best = 0
+    for n in range(1, len(expected)):
+        if token_s * (expected[n] - expected[best]) >= seconds[n] - seconds[best] and expected[n] > expected[best]:
+            best = n
+    return best, token_s
