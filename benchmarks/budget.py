@@ -1,6 +1,6 @@
 """The automatic budget against plain `generate()` where nothing can be reused, and against every fixed number of nodes.
 
-    python benchmarks/budget.py [--part nothing|demo] [--rounds 5] [--nodes 0 4 8 …] [--threads 2] [--json OUT]
+    python benchmarks/budget.py [--part nothing|demo|made] [--rounds 5] [--nodes 0 4 8 …] [--threads 2] [--json OUT]
 
 "nothing": a random Llama of the demo model's size on random prompts, greedy and sampled; every round has a prompt of
 its own and runs plain and with lookahead in turns. Ratios are plain's time over ours, medians over the rounds.
@@ -9,6 +9,9 @@ its own and runs plain and with lookahead in turns. Ratios are plain's time over
 run has a fresh `Lookahead`, so that no answer is remembered; the automatic budget is one object for all of them, as in
 a `Lookahead` that is kept. Times of a kind are sums over its prompts of medians over the rounds.
 
+"made": the same on `--prompts` new prompts of each task that the demo model was trained for (`examples/train_demo`),
+from code that it has not seen.
+
 All outputs are compared with plain's. In bfloat16 they may differ where two tokens are as likely, see the README.
 """
 
@@ -16,7 +19,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -25,10 +30,11 @@ from typing import Any
 
 import torch
 from overhead import random_llama
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lookahead
-from lookahead import Budget, Lookahead
+from lookahead import Budget, Grammar, Lookahead
 from lookahead.compare import Comparison, Task, read_tasks
 
 FIXED = (0, 2, 4, 8, 12, 16, 24, 32, 48, 64)
@@ -99,11 +105,34 @@ def run(comparison: Comparison, index: int, options: dict[str, Any]) -> tuple[fl
     return seconds, ids, trace
 
 
-def part_demo(rounds: int, numbers: tuple[int, ...], dtype: str) -> dict[str, Any]:
-    """Print and return the table of the demo's workloads."""
+def made_tasks(count: int) -> list[Task]:
+    """Return `count` new prompts of each kind that the demo model was trained for."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+    from train_demo.corpus import load_corpus
+    from train_demo.tasks import Tasks
+
+    tokenizer, rng = Tokenizer.from_file(str(Path(lookahead.demo_path()) / "tokenizer.json")), random.Random(7)
+    maker, tasks = Tasks(load_corpus(), tokenizer, 400), []
+    for kind, make in (("edit", maker.edit), ("json", maker.json), ("continue", maker.code)):
+        while sum(task.kind == kind for task in tasks) < count:
+            example = make(rng, heldout=True)
+            prompt, answer = (len(tokenizer.encode(text).ids) for text in (example.prompt, example.answer))
+            if not (8 <= prompt <= 260 and answer >= 16):
+                continue
+            name, limit = f"{kind}-{len(tasks)}", 96 if kind == "continue" else min(max(answer + 20, 60), 160)
+            tasks.append(Task(name, kind, example.prompt, limit))
+            if kind == "json":
+                schema = json.loads(example.prompt.split("<schema>\n")[1].split("\n</schema>")[0])
+                grammar = Grammar.json_schema(schema)
+                tasks.append(Task(name, "json + schema", example.prompt, limit, grammar=grammar))
+    return tasks
+
+
+def part_demo(rounds: int, numbers: tuple[int, ...], dtype: str, count: int = 0) -> dict[str, Any]:
+    """Print and return the table of the demo's workloads, or of `count` new prompts of each kind."""
     path = lookahead.demo_path()
     model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype)).eval()
-    tokenizer, tasks = AutoTokenizer.from_pretrained(path), read_tasks(Path(path))
+    tokenizer, tasks = AutoTokenizer.from_pretrained(path), made_tasks(count) if count else read_tasks(Path(path))
     comparison = Comparison(model, tokenizer, tasks)
     comparison.warm_up()
     budget = Budget()
@@ -161,9 +190,10 @@ def _demo_table(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("nothing", "demo"), nargs="+", default=["nothing", "demo"])
+    parser.add_argument("--part", choices=("nothing", "demo", "made"), nargs="+", default=["nothing", "demo"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--nodes", type=int, nargs="+", default=list(FIXED), help="the fixed numbers")
+    parser.add_argument("--prompts", type=int, default=16, metavar="N", help="of each kind, for made")
     parser.add_argument("--dtype", default="float32", help="of the demo model")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, metavar="OUT")
@@ -174,6 +204,8 @@ def main() -> None:
         results["nothing"] = part_nothing(args.rounds)
     if "demo" in args.part:
         results["demo"] = part_demo(args.rounds, tuple(args.nodes), args.dtype)
+    if "made" in args.part:
+        results["made"] = part_demo(args.rounds, tuple(args.nodes), args.dtype, args.prompts)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -89,7 +89,7 @@ class Budget:
         slope = _SLOPE.get(device, _SLOPE_ELSEWHERE)
         stored = None if self._stored is None else self._stored.find(model, rows)
         if stored is not None:
-            return CostCurve(slope=slope, known=stored)
+            return CostCurve(slope=slope, known=stored, measured=True)
         known = [(batch, curve) for (batch, _), curve in self._curves.items() if curve.passes]
         if not known:
             return CostCurve(slope=slope)

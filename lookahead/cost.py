@@ -47,15 +47,19 @@ class CostCurve:
             one.
         known: seconds by nodes (root included) at no context, from another curve or an earlier process; trusted as one
             pass each.
+        measured: whether `known` was measured on this very machine, so that nothing needs to be found out.
 
     Attributes:
         passes: that were taken in.
     """
 
-    def __init__(self, *, slope: float = 0.02, known: Callable[[Seconds], Seconds] | None = None) -> None:
+    def __init__(
+        self, *, slope: float = 0.02, known: Callable[[Seconds], Seconds] | None = None, measured: bool = False
+    ) -> None:
         if not (math.isfinite(slope) and slope >= 0):
             raise ValueError(f"slope={slope}; give a part of a pass, 0 or more")
         self.passes = 0
+        self._measured = measured
         self._slope, self._known = slope, None if known is None else known(KNOTS)
         shape = (len(KNOTS) * _LENGTHS, _KEPT)
         self._rows = np.zeros((*shape, _COLUMNS))
@@ -108,7 +112,8 @@ class CostCurve:
 
     def unknown(self, most: int) -> list[int]:
         """Return the knots up to `most` of whose size too few passes were taken in, or none for long."""
-        found = [int(size) for size in KNOTS[self._counts < _ENOUGH] if size <= most]
+        few = (self._counts < _ENOUGH) & (not self._measured)
+        found = [int(size) for size in KNOTS[few] if size <= most]
         if self.passes > _STALE:
             found += [int(size) for size in KNOTS[self.passes - self._last > _STALE] if size <= most]
         return found

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lookahead.budget import Budget
 
 SIZES, ASKING = 0.2, 0.5  # of what may be explored: passes of other sizes, and drafts which have not paid lately
-_HELD = 16.0  # passes over one node: what is saved up for passes of other sizes at most
+_HELD = 4.0  # passes over one node: what is saved up for passes of other sizes at most
 _FRESH, _SELDOM = 8, 32  # passes after which prices are computed anew; where nothing is chosen by them
 _CAUTION = 0.8  # of the chance that a node needs is what it needs to be drafted: it may claim too little
 
@@ -89,6 +89,7 @@ class Purse:
         self._base = Recent(RECENT)  # seconds of a step outside of its pass
         self._growing, self._node_s = Slope(), 0.0
         self._last = Choice(0, "fixed", 0.0)
+        self._explored_at = -_FRESH
         self._explores_from = 0.0  # seconds that an exploring pass would have been worth
         self.floors: FloatArray | None = None
 
@@ -188,11 +189,12 @@ class Purse:
             return
         budget = self._budget
         if self._last.why == "explores":
+            self._explored_at = self._turns
             self._unknown = self._curve.unknown(self.most + 1)
             budget.saved -= max(spent.pass_s - self._explores_from, 0.0)
         if self._known:
             held = _HELD * float(self._seconds[0])
-            budget.saved = min(budget.saved + SIZES * budget.explore * spent.step_s, held)
+            budget.saved = min(budget.saved + SIZES * budget.explore * min(spent.step_s, self._rate.usual_s), held)
             self._judge(spent, count)
 
     def _judge(self, spent: Spent, tokens: int) -> None:
@@ -200,13 +202,13 @@ class Purse:
         rows = max(len(spent.tokens), 1)
         plain_s = float(self._seconds[0])
         extra_s = self._seconds_of(spent.size) - plain_s
-        more = max(tokens - rows, 1)
+        more, step_s = max(tokens - rows, 1), min(spent.step_s, self._rate.usual_s)
         for row, count in spent.tokens.items():
             gain, price = 0.0, 0.0
             if row in spent.asking_s:
                 gain = (count - 1) * plain_s / rows - extra_s * (count - 1) / more
                 price = spent.asking_s[row]
-            self._switches[row].observe(spent.step_s / rows, gain=gain, price=price)
+            self._switches[row].observe(step_s / rows, gain=gain, price=price)
             if row in spent.asking_s:
                 self._usual.note(gain, price)
 
@@ -233,7 +235,7 @@ class Purse:
     def _may_explore_beyond(self) -> bool:
         """Whether a pass that is larger than usual is wanted, and may be paid for."""
         unknown = [size for size in self._unknown if size - 1 > self._last.nodes]
-        if not unknown or self._curve.passes < _FRESH:
+        if not unknown or self._curve.passes < _FRESH or self._turns < self._explored_at + _FRESH:
             return False
         return self._curve.hoped(min(unknown)) - float(self._seconds[self._last.nodes]) <= self._budget.saved
 
@@ -242,7 +244,7 @@ class Purse:
 
         What it costs is hoped for, not feared: one slow pass would keep its size from ever being tried again.
         """
-        if self._curve.passes < _FRESH:
+        if self._curve.passes < _FRESH or self._turns < self._explored_at + _FRESH or self._budget.saved <= 0.0:
             return None
         for size in [size for size in self._unknown if size <= len(expected)]:
             hoped = min(self._curve.hoped(size), float(seconds[size - 1]))

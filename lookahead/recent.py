@@ -51,11 +51,12 @@ class Rate:
 
     Attributes:
         token_s: seconds a token; 0 before anything is known.
+        usual_s: seconds that a pass counts for at most.
     """
 
     def __init__(self) -> None:
         self._seconds, self._tokens = Recent(RECENT), Recent(RECENT)
-        self.token_s = 0.0
+        self.token_s = self.usual_s = 0.0
 
     def add(self, seconds: float, tokens: int) -> None:
         """Take in a pass. One that took far longer than usual counts as a long one, no more."""
@@ -63,6 +64,7 @@ class Rate:
         self._tokens.add(tokens)
         total = self._tokens.total
         self.token_s = self._seconds.mean * len(self._seconds) / total if total else 0.0
+        self.usual_s = 3.0 * self._seconds.median
 
 
 class Slope:
