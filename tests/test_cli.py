@@ -175,7 +175,7 @@ def test_chat_uses_the_template(copy: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_stats_count_tokens_and_passes(model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = ["generate", "--model", str(model_dir), "--prompt", PROMPT, "--max-new-tokens", "40", "--stats"]
-    assert main(common) == 0
+    assert main([*common, "--nodes", "32"]) == 0
     fast = capsys.readouterr().err
     assert main([*common, "--plain"]) == 0
     plain = capsys.readouterr().err
@@ -494,7 +494,7 @@ def test_demo_stops_rounds_when_time_is_up(
 def test_demo_tells_a_difference(
     model_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    plain = Comparison._plain
+    plain = Comparison.run_plain
 
     def other(self: Comparison, index: int, limit: int) -> tuple[torch.Tensor, float]:
         ids, seconds = plain(self, index, limit)
@@ -502,7 +502,7 @@ def test_demo_tells_a_difference(
             ids[0, -1] += 1
         return ids, seconds
 
-    monkeypatch.setattr(Comparison, "_plain", other)
+    monkeypatch.setattr(Comparison, "run_plain", other)
     file = tmp_path / "rows.json"
     assert main(["demo", "--model", str(model_dir), "--rounds", "1", "--json", str(file)]) == 1
     assert "DIFFERENT from model.generate(): edit [1]" in capsys.readouterr().out
@@ -593,7 +593,7 @@ def test_bundled_model_is_exact_and_saves_passes() -> None:
         checkpoint = Checkpoint("demo")
         tasks = [replace(task, max_new_tokens=min(task.max_new_tokens, 24)) for task in read_tasks(DEMO, each=1)]
         model = checkpoint.model(checkpoint.config(), dtype="float32")
-        comparison = Comparison(model, checkpoint.tokenizer(), tasks)
+        comparison = Comparison(model, checkpoint.tokenizer(), tasks, nodes=32)
         comparison.round()
     assert [row.task.kind for row in comparison.rows] == [
         "edit",
@@ -674,6 +674,7 @@ def test_module_runs_as_the_command() -> None:
 
 def test_generate_drafts_from_a_pool_and_adds_to_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pool, command = tmp_path / "pool", ["generate", "--model", "demo", "--prompt", PROMPT, "--max-new-tokens", "24"]
+    command += ["--nodes", "32"]
     passes, texts = [], []
     for more in ([], ["--pool", str(pool)], ["--pool", str(pool)], ["--pool", str(pool), "--no-remember"]):
         assert main([*command, "--stats", *more]) == 0
@@ -684,5 +685,5 @@ def test_generate_drafts_from_a_pool_and_adds_to_it(tmp_path: Path, capsys: pyte
     assert passes[2] <= passes[1]
     with Pool.open(pool) as kept:
         assert kept.documents == 1
-    assert main([*command, "--plain", "--pool", str(pool)]) == 2
+    assert main([*command[:-2], "--plain", "--pool", str(pool)]) == 2
     assert "--plain drafts nothing" in capsys.readouterr().err

@@ -466,7 +466,7 @@ def test_sampled_text_is_drafted_better_by_those_who_look():
     prompts = ("def add(a, b):\n", "The name of the town is", "import os\n\n\nclass Reader:\n")
     gained = {}
     for ahead in (0, 16):
-        tokens, passes, la = 0, 0, Lookahead(model, tokenizer)
+        tokens, passes, la = 0, 0, Lookahead(model, tokenizer, nodes=32)
         with mock.patch("lookahead.foresight.AHEAD", ahead):
             for seed, prompt in enumerate(prompts):
                 torch.manual_seed(seed)

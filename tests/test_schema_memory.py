@@ -11,7 +11,7 @@ import pytest
 from models import json_tokenizer
 from values import PROMPTS, Drawing, Point, Row, model, plain
 
-from lookahead import Lookahead, Pool, PoolError
+from lookahead import Budget, Lookahead, Pool, PoolError
 from lookahead.grammar.grammar import Grammar
 from lookahead.sources.mixer import save
 from lookahead.structured.generate import generate_json
@@ -34,7 +34,8 @@ def test_memory_never_changes_a_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["model", "directory", "own", "lookahead"])
-def test_memory_saves_passes(kind: str, tmp_path: Path) -> None:
+def test_memory_saves_passes(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lookahead.engine._budget", lambda *_: Budget.of(32))  # one that no clock has a say in
     ours = copy.copy(model())
     memory: Any = {"model": True, "directory": tmp_path, "own": SchemaMemory(), "lookahead": True}[kind]
     generator = Lookahead(ours, json_tokenizer()) if kind == "lookahead" else ours
