@@ -17,6 +17,7 @@ from lookahead.switch import Switch
 from lookahead.trust import Trust
 
 MAX_NODES = 4096
+_Key = tuple[int, tuple[Hashable, str, str]]  # rows, and the kind of pass, device, model
 _SLOPE = {"cpu": 0.02}  # of a pass: what one more node in every row is assumed to cost, by device
 _SLOPE_ELSEWHERE = 0.002
 
@@ -50,9 +51,9 @@ class Budget:
         self.trust = Trust()
         self.saved = 0.0  # seconds that passes of other sizes may cost
         self._stored = None if curves is None else Curves.load(curves)
-        self._curves: dict[tuple[int, Hashable], CostCurve] = {}
-        self._rates: dict[tuple[int, Hashable], Rate] = {}
-        self._switches: dict[tuple[int, Hashable], Switch] = {}
+        self._curves: dict[_Key, CostCurve] = {}
+        self._rates: dict[_Key, Rate] = {}
+        self._switches: dict[_Key, Switch] = {}
 
     @property
     def stored(self) -> bool:
@@ -75,9 +76,9 @@ class Budget:
             rows: the batch size.
             kind: of its passes, as far as it matters for what they cost.
             device: the type of the device that the model runs on.
-            model: its name among the stored curves.
+            model: names it, among the stored curves too.
         """
-        key = rows, kind
+        key = rows, (kind, device, model)
         if key not in self._curves:
             self._curves[key] = self._new_curve(rows, device, model)
             self._rates[key] = Rate()
@@ -90,7 +91,11 @@ class Budget:
         stored = None if self._stored is None else self._stored.find(model, rows)
         if stored is not None:
             return CostCurve(slope=slope, known=stored, measured=True)
-        known = [(batch, curve) for (batch, _), curve in self._curves.items() if curve.passes]
+        known = [
+            (batch, curve)
+            for (batch, (_, *where)), curve in self._curves.items()
+            if curve.passes and where == [device, model]
+        ]
         if not known:
             return CostCurve(slope=slope)
         other, curve = min(known, key=lambda one: abs(math.log(one[0] / rows)))

@@ -1,9 +1,9 @@
 """What a pass costs: seconds as a function of nodes, context and grammar work, learnt from the passes themselves.
 
 The curve is a sum of ramps between knots, plus terms in context and grammar masks, all with coefficients of zero or
-more: so it rises with everything, in straight pieces. It is fitted by least squares of relative errors with Huber's
-weights (Huber 1964) to the faster half of the passes of each size, so that a hiccup of the machine moves it little.
-Where nothing has been measured yet it goes on with the slope before. A slowly moving level follows the machine's speed.
+more: so it rises with everything, in straight pieces. It is fitted by least squares of relative errors (with the active
+set of Lawson and Hanson 1974) to the faster half of the last passes of each size, since what disturbs a pass slows it
+down. Where nothing has been measured yet it goes on with the slope before.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from bisect import bisect_right
 from collections.abc import Callable
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 KNOTS = np.array((1, 2, 3, 5, 8, 12, 17, 25, 33, 49, 65, 97, 129, 257, 513, 1025, 2049, 4097), np.float64)
@@ -23,18 +22,15 @@ _SIZES = KNOTS.tolist()
 _RAMPS = len(KNOTS) - 1
 _CONTEXT, _SQUARE, _MASKS = _RAMPS + 1, _RAMPS + 2, _RAMPS + 3  # columns; column 0 is the base
 _COLUMNS = _RAMPS + 4
-_LENGTHS, _KEPT = 8, 4  # classes of context length, and passes kept of each class and knot
+_LENGTHS, _KEPT = 8, 8  # classes of context length, and passes kept of each class and knot
 _LONG, _WIDE = 1024.0, 32.0  # units of context and of nodes where they are multiplied
-_ENOUGH, _STALE = 3, 4096  # passes of a size that are enough, and after which they are old
-_OFTEN, _EVERY = 32, 4  # passes of a size after which but one of so many is looked at
-_SETTLED = 16  # passes after which the level begins to move
-_PULL = 0.05  # of the level, towards a pass
-_WORST = 0.5  # log of a ratio beyond which a pass is taken for a hiccup
+_ENOUGH, _STALE = 6, 1024  # passes of a size that are enough, and after which they are old
+_OFTEN, _EVERY = 32, 2  # passes of a size after which but one of so many is looked at
 _ALONE = 0.1  # weight of a pass that is the only one of its size
-_CHANGE = 1.0  # weight of "the slope goes on", in passes
-_TURNS = 4  # of weighing the passes by their errors
-_NOISE = 0.05  # of a pass: an error that is nothing unusual
-_PRIOR = 0.3  # weight of the slope that is assumed before anything is known, in passes
+_CHANGE = 0.1  # weight of "the slope goes on", in passes
+_PRIOR = 0.3  # weight of the assumed slope beside that
+_AGAINST = 0.02  # weight against a context that costs anything
+_ANCHOR = 64  # passes after which a pass over one node is old: all others are judged by it
 
 Seconds = NDArray[np.float64]
 
@@ -63,11 +59,10 @@ class CostCurve:
         self._slope, self._known = slope, None if known is None else known(KNOTS)
         shape = (len(KNOTS) * _LENGTHS, _KEPT)
         self._rows = np.zeros((*shape, _COLUMNS))
-        self._times = np.zeros(shape)  # at level 1; 0: none
+        self._times = np.zeros(shape)  # 0: none
         self._next = np.zeros(shape[0], np.int64)
         self._counts, self._last = np.zeros(len(KNOTS), np.int64), np.zeros(len(KNOTS), np.int64)
         self._fit = _assumed(slope)
-        self._level = 1.0
         self._fitted, self._due = 0, 1  # passes that were looked at, and when all is fitted anew
         if self._known is not None:
             self._refit()
@@ -82,15 +77,9 @@ class CostCurve:
         self._last[knot] = self.passes
         if self._counts[knot] > _OFTEN and self._counts[knot] % _EVERY:
             return
-        row = _row(nodes, context, masks)
-        expected = self._level * float(row.dot(self._fit))
-        if self._fitted >= _SETTLED and expected > 0:
-            error = math.log(seconds / expected)
-            if abs(error) < _WORST or self._fitted % 8 == 0:  # a machine that has become another one is believed slowly
-                self._level *= math.exp(_PULL * max(-_WORST, min(error, _WORST)))
         at = knot * _LENGTHS + _length(context)
         slot = self._next[at] % _KEPT
-        self._rows[at, slot], self._times[at, slot] = row, seconds / self._level
+        self._rows[at, slot], self._times[at, slot] = _row(nodes, context, masks), seconds
         self._next[at] += 1
         self._fitted += 1
         if self._fitted >= self._due:
@@ -102,29 +91,34 @@ class CostCurve:
 
         Before anything is known, in units of a pass over one node.
         """
-        found: Seconds = self._level * (_columns(np.asarray(nodes, np.float64), context, masks) @ self._fit)
+        found: Seconds = _columns(np.asarray(nodes, np.float64), context, masks) @ self._fit
         return found
 
     def hoped(self, nodes: int) -> float:
         """Return what a pass over `nodes` nodes may cost at best, for sizes of which little is known."""
-        one = float(self.seconds(np.array([1.0]))[0])
-        return min(one * (1.0 + self._slope * (nodes - 1)), float(self.seconds(np.array([nodes]))[0]))
+        one, found = (float(value) for value in self.seconds(np.array([1.0, float(nodes)])))
+        if nodes == 1:
+            seen = float(KNOTS[np.flatnonzero(self._counts)[0]]) if self._counts.any() else 1.0
+            return min(found, float(self.seconds(np.array([seen]))[0]) / seen)
+        return min(one * (1.0 + self._slope * (nodes - 1)), found)
 
     def unknown(self, most: int) -> list[int]:
         """Return the knots up to `most` of whose size too few passes were taken in, or none for long."""
         few = (self._counts < _ENOUGH) & (not self._measured)
         found = [int(size) for size in KNOTS[few] if size <= most]
+        if self.passes - self._last[0] > _ANCHOR and self.passes > _ANCHOR and 1 not in found:
+            found.insert(0, 1)
         if self.passes > _STALE:
             found += [int(size) for size in KNOTS[self.passes - self._last > _STALE] if size <= most]
         return found
 
     def _refit(self) -> None:
-        kept, trust = _believed(self._times / np.maximum(self._rows @ self._fit, 1e-12))
+        kept, trust = _believed(self._times / np.maximum(self._rows @ self._fit, 1e-300))
         rows, times = self._rows[kept], self._times[kept]
         if self._known is not None:
             rows = np.concatenate([rows, _columns(KNOTS, 0, 0)])
-            times = np.concatenate([times, self._known / self._level])
-            trust = np.concatenate([trust, np.ones(len(KNOTS))])
+            times = np.concatenate([times, self._known])
+            trust = np.concatenate([trust, 1.0 / (1.0 + self._counts)])
         if len(times):
             self._fit = _fit(rows, times, trust, self._slope)
 
@@ -180,12 +174,14 @@ def _believed(times: Seconds) -> tuple[NDArray[np.bool_], Seconds]:
 
 def _beside() -> Seconds:
     """Return [COLUMNS, COLUMNS], the part of the normal equations that knows no passes: that the slope goes on."""
-    width, gram = np.diff(KNOTS), 1e-6 * np.eye(_COLUMNS)
+    width = np.diff(KNOTS)
+    gram = 1e-7 * np.diag(np.concatenate([[1.0], 1.0 / width**2, np.ones(_COLUMNS - 1 - _RAMPS)]))
+    gram[_CONTEXT, _CONTEXT] = gram[_SQUARE, _SQUARE] = _AGAINST  # nodes explain rather than context
     for ramp in range(1, _RAMPS):
         row = np.zeros(_COLUMNS)
         row[ramp + 1], row[ramp] = width[ramp - 1] / width[ramp], -1.0
         gram += _CHANGE**2 * np.outer(row, row)
-    gram[1, 1] += _PRIOR**2
+    gram[1, 1] += (_PRIOR * _CHANGE) ** 2
     return gram
 
 
@@ -193,7 +189,7 @@ _BESIDE = _beside()
 
 
 def _fit(rows: Seconds, times: Seconds, trust: Seconds, slope: float) -> Seconds:
-    """Return coefficients of 0 or more: relative least squares, Huber's weights, and "the slope goes on" beside them.
+    """Return coefficients of 0 or more: relative least squares, and "the slope goes on" beside them.
 
     Args:
         trust: weights of the passes.
@@ -201,32 +197,42 @@ def _fit(rows: Seconds, times: Seconds, trust: Seconds, slope: float) -> Seconds
     """
     scale = float(np.median(times))
     relative = rows * (scale / times)[:, None]
-    fit = np.zeros(_COLUMNS)
-    fit[0], weight = 1.0, trust
-    for _ in range(_TURNS):
-        weighted = relative * weight[:, None]
-        gram, right = weighted.T @ relative + _BESIDE, weighted.sum(0)
-        right[1] += _PRIOR**2 * slope
-        _descend(gram, gram @ fit - right, fit)
-        errors = np.abs(relative @ fit - 1.0)
-        weight = trust * np.minimum(1.0, max(2.0 * float(np.median(errors)), _NOISE) / np.maximum(errors, 1e-12))
-    # A row costs no more than a pass of its own.
-    fit[1 : _RAMPS + 1] = np.minimum(fit[1 : _RAMPS + 1], np.diff(KNOTS) * fit[0])
+    weighted = relative * trust[:, None]
+    gram, right = weighted.T @ relative + _BESIDE, weighted.sum(0)
+    right[1] += (_PRIOR * _CHANGE) ** 2 * slope
+    unit = np.sqrt(np.diag(gram))
+    fit = _positive(gram / np.outer(unit, unit), right / unit) / unit
+    # A row costs no more than a pass of its own: where only large passes are known, that says how dear a small one is.
+    values = np.cumsum(fit[: _RAMPS + 1])
+    seen = int(np.flatnonzero(rows[:, : _RAMPS + 1].any(0))[-1]) + 1
+    values = np.maximum(values, float((values[:seen] / KNOTS[:seen]).max()))
+    fit[0], fit[1 : _RAMPS + 1] = values[0], np.diff(values)
     return fit * scale
 
 
-@njit(cache=True)
-def _descend(gram, gradient, fit):  # type: ignore[no-untyped-def]
-    """Minimise x'Gx / 2 - r'x over x >= 0, coordinate by coordinate (Franc et al. 2005); `gradient` is Gx - r."""
-    for _ in range(200):
-        moved = 0.0
-        for a in range(fit.shape[0]):
-            new = max(fit[a] - gradient[a] / gram[a, a], 0.0)
-            step = new - fit[a]
-            if step != 0.0:
-                fit[a] = new
-                moved = max(moved, abs(step))
-                for b in range(fit.shape[0]):
-                    gradient[b] += step * gram[b, a]
-        if moved < 1e-6:
+def _positive(gram: Seconds, right: Seconds) -> Seconds:
+    """Return the x >= 0 that minimises x'Gx / 2 - r'x (Lawson and Hanson 1974, chapter 23)."""
+    x, free = np.zeros(len(right)), np.zeros(len(right), np.bool_)
+    pull, least = right.copy(), 1e-10 * max(1.0, float(np.abs(right).max()))
+    for _ in range(3 * len(right)):
+        if free.all() or pull[~free].max() <= least:
             break
+        free[np.argmax(np.where(free, -np.inf, pull))] = True
+        x = _inside(gram, right, x, free)
+        pull = right - gram @ x
+    return x
+
+
+def _inside(gram: Seconds, right: Seconds, x: Seconds, free: NDArray[np.bool_]) -> Seconds:
+    """Return the best x of those whose only entries above 0 are `free`; those that would fall below 0 stop being so."""
+    while free.any():
+        new = np.zeros(len(x))
+        new[free] = np.linalg.lstsq(gram[np.ix_(free, free)], right[free], rcond=None)[0]
+        below = free & (new <= 0.0)
+        if not below.any():
+            return new
+        part = float((x[below] / np.maximum(x[below] - new[below], 1e-300)).min())
+        x = x + part * (new - x)
+        free &= x > 1e-14
+        x[~free] = 0.0
+    return np.zeros(len(x))

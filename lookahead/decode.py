@@ -292,7 +292,7 @@ class Decoder:
             seconds=turn.seconds,
             token_s=turn.choice.token_s,
             row_s=turn.choice.row_s,
-            batch=self._progress.rows,
+            drafting=len(turn.asked),
             frugal=self._purse.frugal,
         )
 
@@ -312,7 +312,7 @@ class Decoder:
                 step_s=turn.seconds,
                 asking_s={row: seconds + self._account_s for row, seconds in turn.asking_s.items()},
                 grown=(sum(len(draft) - 1 for draft in turn.proposed.values()), draft_s),
-                tokens={row: committed[row] for row in turn.going},
+                tokens={row: min(committed[row], len(turn.paths[row])) for row in turn.going},
             ),
             [(draft, self._progress.new_tokens(row, turn.starts[row])) for row, draft in turn.proposed.items()],
         )

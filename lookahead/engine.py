@@ -307,7 +307,7 @@ class Lookahead:
 
     @cached_property
     def _key(self) -> str:
-        return key_of(self.model) if self.budget.stored else ""
+        return key_of(self.model)
 
     def _started(self, context: IntArray) -> Drafter:
         """Return the drafter of one row."""

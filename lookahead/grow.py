@@ -241,7 +241,7 @@ class Row(Drafter):
             self._mask_s = seconds / entered if entered else self._mask_s
         if self._window is not None and step.token_s > 0.0:
             probes = int(np.count_nonzero(step.draft.probe)) or self.probes
-            prices["jacobi"] = probes * step.row_s / step.batch + self._window_s
+            prices["jacobi"] = probes * step.row_s / step.drafting + self._window_s
         grower.paid.observe(step, prices, self._ran)
         for name in [name for name, ran in self._ran.items() if not ran]:
             prices.pop(name, None)

@@ -18,7 +18,7 @@ from lookahead.switch import Switch
 if TYPE_CHECKING:
     from lookahead.budget import Budget
 
-SIZES, ASKING = 0.2, 0.5  # of what may be explored: passes of other sizes, and drafts which have not paid lately
+SIZES, ASKING = 0.3, 0.4  # of what may be explored: passes of other sizes, and drafts which have not paid lately
 _HELD = 4.0  # passes over one node: what is saved up for passes of other sizes at most
 _FRESH, _SELDOM = 8, 32  # passes after which prices are computed anew; where nothing is chosen by them
 _CAUTION = 0.8  # of the chance that a node needs is what it needs to be drafted: it may claim too little
@@ -83,7 +83,7 @@ class Purse:
             switch.follow(usual)
         self._sizes = np.arange(1, budget.most + 2)
         self._seconds = self._hull = np.zeros(0)
-        self._priced_at, self._known = -_FRESH, False  # when prices were computed, and whether in real seconds
+        self._priced_at, self._known = -_SELDOM, False  # when prices were computed, and whether in real seconds
         self._unknown: list[int] = []
         self._turns = 0
         self._base = Recent(RECENT)  # seconds of a step outside of its pass
@@ -114,7 +114,7 @@ class Purse:
     def prepare(self, rows: int, context: int) -> None:
         """Compute the prices of the next pass, in which `rows` rows draft behind `context` tokens."""
         every = _SELDOM if self._budget.fixed else _FRESH
-        if self._turns - self._priced_at >= every or (self._turns < every and not self._budget.fixed):
+        if self._turns - self._priced_at >= every or self._turns < _FRESH:
             self._priced_at = self._turns
             self._seconds = self._curve.seconds(self._sizes, context=context)
             self._hull = _rising(np.diff(self._seconds))
@@ -142,24 +142,26 @@ class Purse:
         if not drafts:
             self._last = self._unasked(rows, float(rows))
             return self._last, drafts
-        trust = self._budget.trust
-        chances = {row: trust.chances(draft) for row, draft in drafts.items()}
-        expected, probes = np.full(self.most + 1, float(rows)), 0
-        for row, draft in drafts.items():
-            probes = max(probes, add_likeliest(chances[row], draft.probe, expected))
+        expected, probes, filled = np.full(self.most + 1, float(rows)), 0, 1
+        for draft in drafts.values():
+            gains = self._budget.trust.gains(draft)[: self.most]
+            brings = np.cumsum(gains)
+            expected[1 : len(gains) + 1] += brings
+            expected[len(gains) + 1 :] += brings[-1] if len(gains) else 0.0
+            # What no draft can fill is no choice.
+            probes, filled = max(probes, len(draft) - 1 - len(gains)), max(filled, len(gains) + 1)
         if self._budget.fixed:
             self._last = self._unasked(rows, float(expected[-1]))
             return self._last, drafts
-        # What the largest draft cannot fill is no choice.
-        filled = max(len(draft) for draft in drafts.values()) - probes
-        self._last = self._weighed(expected[: max(filled, 1)], probes)
+        self._last = self._weighed(expected[:filled], probes)
         nodes = self._last.nodes
-        return self._last, {row: draft.trim(nodes, chances[row]) for row, draft in drafts.items()}
+        return self._last, {row: draft.trim(nodes, draft.path_weight()) for row, draft in drafts.items()}
 
     def _unasked(self, rows: int, expected: float) -> Choice:
         """Return the choice where there is none."""
         why, nodes = ("fixed", self.most) if self._budget.fixed else ("rests", 0)
-        return Choice(nodes, why, expected, self._rate.token_s, self._row_s(0))
+        token_s = self._rate.token_s if self._known else 0.0
+        return Choice(nodes, why, expected, token_s, self._row_s(0))
 
     def _weighed(self, expected: Seconds, probes: int) -> Choice:
         """Return the choice among `len(expected)` numbers of nodes; `expected` are the tokens of each, for all rows."""
@@ -202,11 +204,13 @@ class Purse:
         rows = max(len(spent.tokens), 1)
         plain_s = float(self._seconds[0])
         extra_s = self._seconds_of(spent.size) - plain_s
-        more, step_s = max(tokens - rows, 1), min(spent.step_s, self._rate.usual_s)
+        more, step_s = tokens - rows, min(spent.step_s, self._rate.usual_s)
         for row, count in spent.tokens.items():
             gain, price = 0.0, 0.0
             if row in spent.asking_s:
-                gain = (count - 1) * plain_s / rows - extra_s * (count - 1) / more
+                # What ran for nothing is charged to all that drafted.
+                share = (count - 1) / more if more > 0 else 1.0 / len(spent.asking_s)
+                gain = (count - 1) * plain_s / rows - extra_s * share
                 price = spent.asking_s[row]
             self._switches[row].observe(step_s / rows, gain=gain, price=price)
             if row in spent.asking_s:
@@ -247,32 +251,12 @@ class Purse:
         if self._curve.passes < _FRESH or self._turns < self._explored_at + _FRESH or self._budget.saved <= 0.0:
             return None
         for size in [size for size in self._unknown if size <= len(expected)]:
-            hoped = min(self._curve.hoped(size), float(seconds[size - 1]))
+            hoped = self._curve.hoped(size)
             loss = token_s * float(expected[nodes] - expected[size - 1]) - float(seconds[nodes]) + hoped
             if size - 1 != nodes and loss <= self._budget.saved:
                 self._explores_from = float(seconds[nodes]) - token_s * float(expected[nodes] - expected[size - 1])
                 return size - 1
         return None
-
-
-@njit(cache=True)
-def add_likeliest(chances, probe, expected):  # type: ignore[no-untyped-def]
-    """Add to `expected` ([most + 1]) what the 0, 1, … likeliest acceptable nodes bring; return the number of probes."""
-    probes, used = 0, 0
-    best = np.empty(len(chances), np.float32)
-    for i in range(1, len(chances)):
-        if probe[i]:
-            probes += 1
-        else:
-            best[used] = -chances[i]
-            used += 1
-    best[:used].sort()
-    total = 0.0
-    for i in range(1, len(expected)):
-        if i <= used:
-            total -= best[i - 1]
-        expected[i] += total
-    return probes
 
 
 @njit(cache=True)
@@ -309,6 +293,8 @@ def _best(expected, seconds, base_s, late_s):  # type: ignore[no-untyped-def]
         each = (seconds[n] + base_s) / expected[n]
         if each <= own_s:
             best, own_s = n, each
+    # Never more than plain decoding takes.
+    late_s = min(late_s, (seconds[0] + base_s) / expected[0])
     token_s = np.sqrt(own_s * late_s) if late_s > 0.0 else own_s
     best = 0
     for n in range(1, len(expected)):

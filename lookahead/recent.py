@@ -40,6 +40,13 @@ class Recent:
         return sorted(self._values)[(len(self._values) - 1) // 2] if self._values else 0.0
 
     @property
+    def trimmed(self) -> float:
+        """The mean without the largest value, where there are more than two."""
+        values = sorted(self._values)
+        values = values[:-1] if len(values) > 2 else values
+        return sum(values) / max(len(values), 1)
+
+    @property
     def mean(self) -> float:
         """The mean, values above three times the median counted as that."""
         most = 3.0 * self.median

@@ -22,7 +22,7 @@ class Switch:
         on: whether it is on in the next turn.
         paying: whether it is on because it pays, or has not been judged yet.
         gain: seconds a turn, the average of late while it was on.
-        price: seconds a turn, the usual ones of late.
+        price: seconds a turn, averages of late; one that is far off counts little.
     """
 
     def __init__(self, *, explore: float = 0.01, spell: int = 1, on: bool = True) -> None:
@@ -30,18 +30,19 @@ class Switch:
         self.gain = self.price = 0.0
         self._explore, self._spell = explore, spell
         self._saved = 0.0
-        self._prices = Recent(LEAST)
+        self._prices = Recent(2 * LEAST)
+        self._quoted = False  # whether its price is known
         self._turns = self._left = 0
 
     def follow(self, other: Switch) -> None:
         """Begin where `other` has got to, which was about the like, with one turn to prove it wrong."""
         self.gain, self.price, self.paying = other.gain, other.price, other.paying
-        self._prices = other._prices.copy()
+        self._prices, self._quoted = other._prices.copy(), other._quoted
         self._turns, self._left, self.on = min(other._turns, LEAST), 1, True
 
     def quote(self, price: float) -> None:
         """Tell what a turn would cost now, while it is off."""
-        self.price = price
+        self.price, self._quoted = price, True
         self.paying = self._turns >= LEAST and self.gain >= _MARGIN * price
 
     def observe(self, seconds: float, *, gain: float = 0.0, price: float = 0.0) -> None:
@@ -61,7 +62,7 @@ class Switch:
         whole = self.price * self._spell
         self._saved = min(self._saved, _HELD * max(whole, self.price))
         if not (self.paying or (self.on and self._left > 0)):
-            self.on = 0.0 < whole <= self._saved
+            self.on = self._explore > 0.0 and self._quoted and whole <= self._saved
             self._left = self._spell
         elif self.paying:
             self.on = True
@@ -72,6 +73,6 @@ class Switch:
         part = 1.0 / min(self._turns, RECENT)
         self.gain += (gain - self.gain) * part
         self._prices.add(price)
-        self.price = self._prices.median
+        self.price, self._quoted = self._prices.trimmed, True
         if self._turns >= LEAST:
             self.paying = self.gain >= _MARGIN * self.price

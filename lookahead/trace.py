@@ -33,7 +33,7 @@ class Step:
         seconds: what the pass took, from the drafts to the kept rows.
         token_s: seconds that a token was worth when the nodes were chosen; 0: not known.
         row_s: seconds that one more node in every row would have cost; 0: not known.
-        batch: rows of the batch.
+        drafting: rows of the batch that drafted.
         frugal: whether sources that do not pay are to rest.
     """
 
@@ -48,7 +48,7 @@ class Step:
     seconds: float = 0.0
     token_s: float = 0.0
     row_s: float = 0.0
-    batch: int = 1
+    drafting: int = 1
     frugal: bool = False
 
     @property

@@ -1,4 +1,4 @@
-"""A machine made of numbers, on which a budget is spent: passes take what a function says, drafts are right by chance."""
+"""A machine made of numbers, to spend a budget on: passes take what a function says, drafts are right by chance."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from lookahead.budget import Budget
-from lookahead.purse import Choice, Spent
 from lookahead.draft import Draft
 from lookahead.purse import Choice, Spent
 
@@ -71,6 +70,7 @@ class Machine:
         noise: how much passes of one size differ.
         hiccups: chance of a pass that takes 2 to 50 times as long.
         first: how many times as long the first pass takes.
+        model: which model it stands for.
 
     Attributes:
         passes: all that ran.
@@ -86,10 +86,11 @@ class Machine:
         hiccups: float = 0.0,
         first: float = 1.0,
         seed: int = 0,
+        model: str = "",
     ) -> None:
         self.budget, self.price, self.rows, self.asking = budget, price, rows, asking
         self.noise, self.hiccups, self.first = noise, hiccups, first
-        self.purse, self.random = budget.begin(len(rows)), np.random.default_rng(seed)
+        self.purse, self.random = budget.begin(len(rows), model=model), np.random.default_rng(seed)
         self.passes: list[Ran] = []
 
     def run(self, passes: int) -> list[Ran]:

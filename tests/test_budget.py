@@ -17,7 +17,6 @@ from test_draft import drafts
 
 from lookahead import Budget, InvalidArgument, Jacobi, Lookahead
 from lookahead.budget import MAX_NODES
-from lookahead.purse import Spent
 from lookahead.draft import Draft
 from lookahead.purse import Spent
 from lookahead.trace import WHY
@@ -227,6 +226,18 @@ def test_other_batch_sizes_have_their_own_prices() -> None:
     assert np.mean([each.size for each in eight.run(100)]) < 2
 
 
+def test_models_that_share_a_budget_have_their_own_prices() -> None:
+    """A token of the one is worth a thousandth of a token of the other."""
+    budget = Budget()
+    small = Machine(budget, scaled("mild", 1e-3), Row(0.8, 0.8), asking=1e-5, model="small")
+    large = Machine(budget, PRICES["mild"], Row(0.8, 0.8), model="large")
+    for _ in range(200):
+        small.run(1)
+        large.run(1)
+    worth = [np.mean([one.choice.token_s for one in machine.run(1)]) for machine in (small, large)]
+    assert worth[1] == pytest.approx(1000 * worth[0], rel=0.5)
+
+
 # Fixed numbers, and none
 
 
@@ -297,7 +308,7 @@ times = st.one_of(st.sampled_from([0.0, 1e-9, 1e-3, 1.0, 1e4]), st.floats(1e-6, 
 def test_for_any_times_and_drafts_it_chooses_what_there_is(
     data: st.DataObject, most: int, rows: int, explore: float, passes: int
 ) -> None:
-    """Trees with probes, rows that end, clocks that stand still: no more nodes than were given, and numbers that are."""
+    """Trees with probes, rows that end, clocks that stand still: no more nodes than given, and numbers that are."""
     purse, draw = Budget(most=most, explore=explore).begin(rows), data.draw
     for _ in range(passes):
         going = draw(st.lists(st.integers(0, rows - 1), unique=True, max_size=rows).map(sorted))

@@ -254,8 +254,8 @@ def test_what_is_measured_wins_over_what_was_known() -> None:
 def test_unknown_are_the_sizes_that_were_not_seen_often_enough() -> None:
     curve = CostCurve()
     assert curve.unknown(10) == [1, 2, 3, 5, 8]
-    for size in (1, 2, 3, 3, 5, 8, 8, 8):
-        for _ in range(5):
+    for size in (8, 5, 3, 2, 1):
+        for _ in range(20):
             curve.add(size, 1.0)
     assert curve.unknown(10) == []
     assert curve.unknown(20) == [12, 17]

@@ -37,7 +37,7 @@ class Drafter:
         """Return how many nodes are expected to be accepted, on average over `times` more drafts."""
         found = []
         for _ in range(times):
-            found.append(float(trust.chances(self.draft)[1:].sum()))
+            found.append(float(trust.gains(self.draft).sum()))
             self.run(trust, 1)
         return float(np.mean(found))
 
@@ -60,7 +60,7 @@ def test_a_drafter_that_is_never_right_is_found_out(claim: float, nodes: int) ->
     drafter, trust = Drafter(claim, 0.0, nodes), Trust()
     drafter.run(trust, 200)
     assert drafter.expected(trust) < 0.5
-    assert float(trust.chances(drafter.draft)[1]) < 0.15
+    assert float(trust.gains(drafter.draft)[0]) < 0.2
 
 
 @pytest.mark.parametrize("nodes", [4, 16, 64])
@@ -69,7 +69,7 @@ def test_claims_become_what_was_accepted(claim: float, truth: float, nodes: int)
     """Too high a claim is corrected, and too low a one."""
     drafter, trust = Drafter(claim, truth, nodes), Trust()
     drafter.run(trust, 100)
-    assert drafter.expected(trust, 300) == pytest.approx(drafter.accepted, rel=0.35, abs=0.15)
+    assert drafter.expected(trust, 300) == pytest.approx(drafter.accepted, rel=0.4, abs=0.15)
 
 
 @pytest.mark.parametrize("chance", [0.1, 0.5, 0.9, 0.99])

@@ -30,6 +30,8 @@ class Paid:
     def __init__(self, names: Iterable[str], *, resting: Iterable[str] = ()) -> None:
         off = set(resting)
         self.switches = {name: Switch(explore=EXPLORE, spell=SPELLS[name], on=name not in off) for name in names}
+        self._pass: dict[str, tuple[float, float, bool]] = {}  # gain, price, whether it ran, over the rows so far
+        self._row, self._seconds = -1, 0.0
 
     def runs(self, name: str) -> bool:
         """Whether a source runs in the next pass; always, if it is none that may rest."""
@@ -45,16 +47,24 @@ class Paid:
         """
         if step.token_s == 0.0:
             return
+        if step.row <= self._row:
+            self._end_pass()
+        self._row, self._seconds = step.row, step.seconds
         codes = step.draft.source[step.path[1:]]
-        for name, switch in self.switches.items():
-            if name not in prices or not (step.frugal or name == "jacobi"):
-                continue
-            if ran[name]:
-                worth = float(np.count_nonzero(codes == CODES[name])) * step.token_s
-                switch.observe(step.seconds / step.batch, gain=worth, price=prices[name])
-            else:
-                switch.quote(prices[name])
-                switch.observe(step.seconds / step.batch)
+        for name in self.switches:
+            if name in prices and (step.frugal or name == "jacobi"):
+                worth = float(np.count_nonzero(codes == CODES[name])) * step.token_s if ran[name] else 0.0
+                gain, price, _ = self._pass.get(name, (0.0, 0.0, False))
+                self._pass[name] = gain + worth, price + prices[name], ran[name]
+
+    def _end_pass(self) -> None:
+        """Tell the switches of the pass that has ended; rows come in rising order."""
+        for name, (gain, price, ran) in self._pass.items():
+            switch = self.switches[name]
+            if not ran:
+                switch.quote(price)
+            switch.observe(self._seconds, gain=gain, price=price)
+        self._pass.clear()
 
 
 class Timing:
