@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lookahead.cost import CostCurve, Seconds
 from lookahead.draft import Draft, FloatArray
 from lookahead.recent import RECENT, Rate, Recent, Slope
-from lookahead.switch import Switch
+from lookahead.switch import MARGIN, Switch
 
 if TYPE_CHECKING:
     from lookahead.budget import Budget
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SIZES, ASKING = 0.3, 0.4  # of what may be explored: passes of other sizes, and drafts which have not paid lately
 _HELD = 4.0  # passes over one node: what is saved up for passes of other sizes at most
 _FRESH, _SELDOM = 8, 32  # passes after which prices are computed anew; where nothing is chosen by them
+_IDLE = 4  # passes at rest of which but one is looked at
 _CAUTION = 0.8  # of the chance that a node needs is what it needs to be drafted: it may claim too little
 
 
@@ -86,6 +87,7 @@ class Purse:
         self._priced_at, self._known = -_SELDOM, False  # when prices were computed, and whether in real seconds
         self._unknown: list[int] = []
         self._turns = 0
+        self._elapsed_s = 0.0  # since the switches were told of it
         self._base = Recent(RECENT)  # seconds of a step outside of its pass
         self._growing, self._node_s = Slope(), 0.0
         self._last = Choice(0, "fixed", 0.0)
@@ -180,8 +182,11 @@ class Purse:
             self._budget.trust.observe(draft, tokens)
         if self.most == 0:
             return
-        count = sum(spent.tokens.values())
         self._turns += 1
+        self._elapsed_s += min(spent.step_s, self._rate.usual_s or spent.step_s)
+        if not (spent.asking_s or self._budget.fixed) and self._turns % _IDLE:
+            return  # a step that rests has little to tell, and is to cost nothing
+        count = sum(spent.tokens.values())
         self._curve.add(spent.size, spent.pass_s, context=spent.context, masks=spent.masks)
         self._rate.add(spent.step_s, count)
         self._base.add(max(spent.step_s - spent.pass_s, 0.0))
@@ -196,23 +201,30 @@ class Purse:
             budget.saved -= max(spent.pass_s - self._explores_from, 0.0)
         if self._known:
             held = _HELD * float(self._seconds[0])
-            budget.saved = min(budget.saved + SIZES * budget.explore * min(spent.step_s, self._rate.usual_s), held)
+            budget.saved = min(budget.saved + SIZES * budget.explore * self._elapsed_s, held)
             self._judge(spent, count)
+        self._elapsed_s = 0.0
 
     def _judge(self, spent: Spent, tokens: int) -> None:
         """Tell the switch of each row what drafting brought it, against plain decoding."""
         rows = max(len(spent.tokens), 1)
         plain_s = float(self._seconds[0])
         extra_s = self._seconds_of(spent.size) - plain_s
-        more, step_s = tokens - rows, min(spent.step_s, self._rate.usual_s)
+        more = tokens - rows
+        # What the next pass may be expected to bring, if the last one was expected to.
+        promised = ((self._last.expected - rows) * plain_s / rows - extra_s) / max(len(spent.asking_s), 1)
         for row, count in spent.tokens.items():
             gain, price = 0.0, 0.0
             if row in spent.asking_s:
                 # What ran for nothing is charged to all that drafted.
                 share = (count - 1) / more if more > 0 else 1.0 / len(spent.asking_s)
                 gain = (count - 1) * plain_s / rows - extra_s * share
-                price = spent.asking_s[row]
-            self._switches[row].observe(step_s / rows, gain=gain, price=price)
+                price = min(spent.asking_s[row], self._rate.usual_s)  # compiling is no price
+                if self._last.why == "explores":  # its size was not chosen to pay
+                    gain = max(gain, price)
+            self._switches[row].observe(self._elapsed_s / rows, gain=gain, price=price)
+            if price and promised >= MARGIN * price:
+                self._switches[row].extend()
             if row in spent.asking_s:
                 self._usual.note(gain, price)
 

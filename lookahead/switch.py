@@ -6,7 +6,7 @@ from lookahead.recent import Recent
 
 RECENT = 32  # turns that gain and price are averaged over
 LEAST = 8  # turns before anything is judged
-_MARGIN = 1.2  # of gain over price: both are estimates, and nothing may make a text slower
+MARGIN = 1.2  # of gain over price: both are estimates, and nothing may make a text slower
 _HELD = 4.0  # prices of a spell that are saved up at most
 
 
@@ -43,7 +43,7 @@ class Switch:
     def quote(self, price: float) -> None:
         """Tell what a turn would cost now, while it is off."""
         self.price, self._quoted = price, True
-        self.paying = self._turns >= LEAST and self.gain >= _MARGIN * price
+        self.paying = self._turns >= LEAST and self.gain >= MARGIN * price
 
     def observe(self, seconds: float, *, gain: float = 0.0, price: float = 0.0) -> None:
         """Take in one turn.
@@ -67,6 +67,11 @@ class Switch:
         elif self.paying:
             self.on = True
 
+    def extend(self) -> None:
+        """Stay on for another turn, because the last one promised to pay; as long as such promises do not cost much."""
+        if self._saved > -_HELD * self.price:
+            self.on, self._left = True, max(self._left, 1)
+
     def note(self, gain: float, price: float) -> None:
         """Take in what a turn that was on gained and cost, and judge."""
         self._turns += 1
@@ -75,4 +80,4 @@ class Switch:
         self._prices.add(price)
         self.price, self._quoted = self._prices.trimmed, True
         if self._turns >= LEAST:
-            self.paying = self.gain >= _MARGIN * self.price
+            self.paying = self.gain >= MARGIN * self.price

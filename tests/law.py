@@ -74,8 +74,8 @@ class Case:
         poison: the oracle's errors are a token that turns whoever attends to it to NaN; plain must not pick it.
         grammar: what all rows must be: a JSON Schema as text, "regex:…" or "lark:…"; or a tuple of those, one for each
             row ("": free). Such cases have a larger vocabulary. The way in is `grammar=`; for "custom", the processor.
-        budget: "fixed", "dice" (decides at random), or "clock" (the automatic one by a clock that goes as it likes); with
-            both `nodes` is the most.
+        budget: "fixed", "dice" (decides at random), or "clock" (the automatic one by a clock that goes as it likes);
+            with both `nodes` is the most.
     """
 
     family: str = "llama"

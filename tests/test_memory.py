@@ -77,7 +77,7 @@ def test_plain_decoding_is_remembered_too(model: Any) -> None:
 
 
 def test_the_second_request_is_drafted_from_the_first(model: Any) -> None:
-    la = Lookahead(model, sources=("pool",), pool=Pool())
+    la = Lookahead(model, sources=("pool",), pool=Pool(), nodes=32)
     la.generate(PROMPT, max_new_tokens=32)
     assert la.last is not None
     alone = la.last.tokens_per_pass
@@ -91,7 +91,7 @@ def test_several_pools_are_asked_together(model: Any) -> None:
     mine, team = Pool(), Pool()
     mine.add(plain[:24])
     team.add(plain[16:])
-    la = Lookahead(model, sources=("pool",), pool=[mine, team], remember=None)
+    la = Lookahead(model, sources=("pool",), pool=[mine, team], remember=None, nodes=32)
     la.generate(PROMPT, max_new_tokens=32)
     assert la.last is not None
     assert la.last.tokens_per_pass > 2.0

@@ -166,8 +166,8 @@ def test_a_cut_draft_learns_what_has_run(shift: str):
 def test_the_output_is_that_of_plain_generate(shift: str, faithful: bool, nodes: int):
     model, prompt = tiny("llama"), torch.tensor([[WORDS[3], WORDS[1], WORDS[4], WORDS[1], WORDS[5]]])
     arguments = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 80, "do_sample": False}
-    la = Lookahead(model, drafter=OriginalWindow(window=7, ngram=5, guesses=7, shift=shift, faithful=faithful))
-    la.nodes = nodes
+    window = OriginalWindow(window=7, ngram=5, guesses=7, shift=shift, faithful=faithful)
+    la = Lookahead(model, drafter=window, nodes=nodes)
     assert torch.equal(la.generate(prompt, **arguments), model.generate(prompt, **arguments))
     assert la.last is not None
     assert la.last.tokens_per_pass > 1.1

@@ -449,10 +449,9 @@ def test_a_window_that_rests_starts_again():
     text, model = [1, 2, 3, 4], model_of(3)
     row = grower.start(array(text))
     assert isinstance(row, Row)
-    assert grower.switch is not None
     assert grower.window_runs is False
     for on in (False, True, True, True, False, True):
-        grower.switch.on = on
+        grower.paid.switches["jacobi"].on = on
         draft = row.propose(array(text), 4)
         assert draft.probe.any() == on
         step = verify(draft, model, text)
@@ -469,9 +468,9 @@ def test_without_a_window_there_are_no_probes():
     assert not row.propose(array([1, 2, 1, 2]), 8).probe.any()
     assert Grower(sources="jacobi").jacobi == Jacobi()
     assert Grower(sources=OPTIONS).jacobi == OPTIONS
-    assert Grower(sources=("jacobi", "prompt")).switch is not None
-    assert Grower(sources=("jacobi",)).switch is None, "nobody else is there to draft"
-    assert Grower(sources=OPTIONS).switch is None
+    assert "jacobi" in Grower(sources=("jacobi", "prompt")).paid.switches
+    assert "jacobi" not in Grower(sources=("jacobi",)).paid.switches, "nobody else is there to draft"
+    assert "jacobi" not in Grower(sources=OPTIONS).paid.switches
 
 
 @pytest.mark.parametrize(
