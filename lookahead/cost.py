@@ -82,15 +82,15 @@ class CostCurve:
         self._rows[at, slot], self._times[at, slot] = _row(nodes, context, masks), seconds
         self._next[at] += 1
         self._fitted += 1
-        if self._fitted >= self._due:
-            self._refit()
-            self._due = self._fitted + (1 if self._fitted < 4 else 4 if self._fitted < 32 else 16)
 
     def seconds(self, nodes: NDArray[np.int64] | Seconds, *, context: int = 0, masks: int = 0) -> Seconds:
         """Return the expected seconds of passes over `nodes` ([N]) nodes.
 
         Before anything is known, in units of a pass over one node.
         """
+        if self._fitted >= self._due:
+            self._refit()
+            self._due = self._fitted + (1 if self._fitted < 4 else 4 if self._fitted < 32 else 16)
         found: Seconds = _columns(np.asarray(nodes, np.float64), context, masks) @ self._fit
         return found
 
@@ -227,7 +227,7 @@ def _inside(gram: Seconds, right: Seconds, x: Seconds, free: NDArray[np.bool_]) 
     """Return the best x of those whose only entries above 0 are `free`; those that would fall below 0 stop being so."""
     while free.any():
         new = np.zeros(len(x))
-        new[free] = np.linalg.lstsq(gram[np.ix_(free, free)], right[free], rcond=None)[0]
+        new[free] = _solved(gram[np.ix_(free, free)], right[free])
         below = free & (new <= 0.0)
         if not below.any():
             return new
@@ -236,3 +236,10 @@ def _inside(gram: Seconds, right: Seconds, x: Seconds, free: NDArray[np.bool_]) 
         free &= x > 1e-14
         x[~free] = 0.0
     return np.zeros(len(x))
+
+
+def _solved(gram: Seconds, right: Seconds) -> Seconds:
+    try:
+        return np.asarray(np.linalg.solve(gram, right), np.float64)
+    except np.linalg.LinAlgError:  # times that are many decades apart
+        return np.asarray(np.linalg.lstsq(gram, right, rcond=None)[0], np.float64)

@@ -228,6 +228,8 @@ class Row(Drafter):
 
     def _account(self, step: Step) -> None:
         """Tell what the sources that cost time took, and what they brought."""
+        if not step.frugal and self._window is None:
+            return
         grower, nodes = self._grower, len(step.draft) - 1
         prices = self._prices
         prices.clear()

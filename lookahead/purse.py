@@ -84,7 +84,7 @@ class Purse:
             switch.follow(usual)
         self._sizes = np.arange(1, budget.most + 2)
         self._seconds = self._hull = np.zeros(0)
-        self._priced_at, self._known = -_SELDOM, False  # when prices were computed, and whether in real seconds
+        self._priced_at, self._known = _FRESH - _SELDOM, False  # when prices were computed, and whether in real seconds
         self._unknown: list[int] = []
         self._turns = 0
         self._elapsed_s = 0.0  # since the switches were told of it
@@ -116,7 +116,7 @@ class Purse:
     def prepare(self, rows: int, context: int) -> None:
         """Compute the prices of the next pass, in which `rows` rows draft behind `context` tokens."""
         every = _SELDOM if self._budget.fixed else _FRESH
-        if self._turns - self._priced_at >= every or self._turns < _FRESH:
+        if self._turns - self._priced_at >= every or (self._turns < _FRESH and not self._budget.fixed):
             self._priced_at = self._turns
             self._seconds = self._curve.seconds(self._sizes, context=context)
             self._hull = _rising(np.diff(self._seconds))
@@ -144,6 +144,10 @@ class Purse:
         if not drafts:
             self._last = self._unasked(rows, float(rows))
             return self._last, drafts
+        if self._budget.fixed:  # nothing is judged: what drafts claim is what is expected
+            claimed = sum(float((draft.path_weight() * ~draft.probe)[1:].sum()) for draft in drafts.values())
+            self._last = self._unasked(rows, rows + claimed)
+            return self._last, drafts
         expected, probes, filled = np.full(self.most + 1, float(rows)), 0, 1
         for draft in drafts.values():
             gains = self._budget.trust.gains(draft)[: self.most]
@@ -152,9 +156,6 @@ class Purse:
             expected[len(gains) + 1 :] += brings[-1] if len(gains) else 0.0
             # What no draft can fill is no choice.
             probes, filled = max(probes, len(draft) - 1 - len(gains)), max(filled, len(gains) + 1)
-        if self._budget.fixed:
-            self._last = self._unasked(rows, float(expected[-1]))
-            return self._last, drafts
         self._last = self._weighed(expected[:filled], probes)
         nodes = self._last.nodes
         return self._last, {row: draft.trim(nodes, draft.path_weight()) for row, draft in drafts.items()}
@@ -178,10 +179,10 @@ class Purse:
 
     def observe(self, spent: Spent, followed: Iterable[tuple[Draft, NDArray[np.int64]]]) -> None:
         """Learn from a pass, and from what was proposed in it with the tokens that `followed`."""
-        for draft, tokens in followed:
-            self._budget.trust.observe(draft, tokens)
         if self.most == 0:
             return
+        for draft, tokens in () if self._budget.fixed else followed:
+            self._budget.trust.observe(draft, tokens)
         self._turns += 1
         self._elapsed_s += min(spent.step_s, self._rate.usual_s or spent.step_s)
         if not (spent.asking_s or self._budget.fixed) and self._turns % _IDLE:

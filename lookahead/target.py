@@ -219,6 +219,8 @@ class Target:
     def _attention_mask(self, drafts: Sequence[Draft], size: int) -> Tensor | None:
         if size == 1 and not self._padded and not self.cache.has_holes:
             return None
+        if len(drafts) == 1:
+            return self._mask.tree(torch.from_numpy(drafts[0].ancestors()[None]).to(self._device), self.cache.used)
         ancestors = np.zeros((len(drafts), size, size), np.bool_)
         ancestors[:, range(size), range(size)] = True
         for row, draft in enumerate(drafts):
