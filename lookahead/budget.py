@@ -55,11 +55,6 @@ class Budget:
         self._rates: dict[_Key, Rate] = {}
         self._switches: dict[_Key, Switch] = {}
 
-    @property
-    def stored(self) -> bool:
-        """Whether curves were given that were measured beforehand."""
-        return self._stored is not None
-
     @classmethod
     def of(cls, nodes: int) -> Budget:
         """Return the budget that always runs the `nodes` likeliest nodes, and rests never."""

@@ -108,6 +108,7 @@ def cases(draw: Any, **fixed: Any) -> Case:
         "drafter": draw(st.sampled_from(("oracle", "adversary", "relay", *SOURCES))),
         "error": draw(st.sampled_from((0.0, 0.1, 0.3))),
         "nodes": draw(st.sampled_from((16, 48, 8, 3, 1, 0))),
+        "budget": draw(st.sampled_from(("fixed", "dice", "clock"))),
         "door": door,
         "calls": draw(st.sampled_from((1, 1, 2))),
         "grammar": grammar,
