@@ -316,6 +316,17 @@ def _has_twins(tokens, parents, probe):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
+def _renumbered(kept, parents):  # type: ignore[no-untyped-def]
+    """Return the kept nodes in order and their new parents; the parent of a kept node is kept."""
+    place = np.cumsum(kept) - 1
+    keep = np.nonzero(kept)[0]
+    out = np.empty(keep.shape[0], np.int32)
+    for k in range(keep.shape[0]):
+        out[k] = -1 if k == 0 else place[parents[keep[k]]]
+    return keep, out
+
+
+@njit(cache=True)
 def _best(parents, depth, path_weight, nodes, max_depth):  # type: ignore[no-untyped-def]
     """Return the kept nodes in order and their new parents; a child never outranks its parent in the order used."""
     n = parents.shape[0]
@@ -327,12 +338,7 @@ def _best(parents, depth, path_weight, nodes, max_depth):  # type: ignore[no-unt
         if left > 0 and not kept[i] and depth[i] <= max_depth and kept[parents[i]]:
             kept[i] = True
             left -= 1
-    place = np.cumsum(kept) - 1
-    keep = np.nonzero(kept)[0]
-    out = np.empty(keep.shape[0], np.int32)
-    for k in range(keep.shape[0]):
-        out[k] = -1 if k == 0 else place[parents[keep[k]]]
-    return keep, out
+    return _renumbered(kept, parents)
 
 
 @njit(cache=True)
@@ -351,9 +357,4 @@ def _trimmed(parents, probe, chances, nodes):  # type: ignore[no-untyped-def]
         kept[i] = kept[i] or probe[i]
         if kept[i]:
             kept[parents[i]] = True
-    place = np.cumsum(kept) - 1
-    keep = np.nonzero(kept)[0]
-    out = np.empty(keep.shape[0], np.int32)
-    for k in range(keep.shape[0]):
-        out[k] = -1 if k == 0 else place[parents[keep[k]]]
-    return keep, out
+    return _renumbered(kept, parents)

@@ -85,7 +85,9 @@ def parser() -> argparse.ArgumentParser:
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.description = "Three prompts of each kind, plain and with lookahead: time, model passes, same output or not."
     parser.add_argument("--json", metavar="FILE", help="also write the rows as JSON")
-    parser.add_argument("--nodes", type=_NODES, metavar="N", help="drafted tokens a pass may check")
+    parser.add_argument(
+        "--nodes", type=_NODES, metavar="N", help="drafted tokens a pass checks (default: as many as pay)"
+    )
     parser.add_argument("--rounds", type=_COUNT, default=3, metavar="R", help="runs of each prompt (default 3)")
     cores = os.cpu_count() or 1
     threads = _number(int, lambda n: 1 <= n <= cores, f"a whole number from 1 to {cores}, the cores of this machine")
@@ -129,7 +131,7 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_running(add: Callable[..., Any]) -> None:
-    add("--nodes", type=_NODES, metavar="N", help="drafted tokens a pass may check")
+    add("--nodes", type=_NODES, metavar="N", help="drafted tokens a pass checks (default: as many as pay)")
     add("--curves", metavar="FILE", help="costs of passes to start from, by `lookahead calibrate` (default: its file)")
     _add_loading(add)
     add("--plain", action="store_true", help="plain model.generate(), for comparison")
