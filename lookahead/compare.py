@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lookahead.budget import Budget
 from lookahead.engine import Lookahead
 from lookahead.errors import InvalidInput
 from lookahead.grammar.grammar import Grammar
@@ -140,7 +141,7 @@ class Comparison:
     """Runs plain `generate()` and lookahead on the same tasks, greedy, in turns.
 
     Every lookahead run has a fresh `Lookahead`: one that had seen the prompt before would remember the answer. The pool
-    of a task that has one is filled once, and nothing is added to it.
+    of a task that has one is filled once, and nothing is added to it. They share one budget, unless `options` say more.
 
     Args:
         options: of `Lookahead`, such as `nodes`.
@@ -152,6 +153,8 @@ class Comparison:
     def __init__(self, model: Any, tokenizer: Any, tasks: Sequence[Task], **options: Any) -> None:
         self.model, self.tokenizer, self.options = model, tokenizer, options
         self._ends = end_tokens(model, {})
+        if not {"nodes", "budget"} & options.keys():
+            self.options = options | {"budget": Budget()}  # what a pass costs is no answer to remember
         self.tasks, self._threads = list(tasks), torch.get_num_threads()
         self._inputs = [encode(tokenizer, task.prompt) for task in tasks]
         self._limits = [
