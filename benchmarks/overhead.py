@@ -2,8 +2,9 @@
 
     python benchmarks/overhead.py [--model DIR | --big] [--nodes 32] [--tokens 200] [--rounds 7]
 
-Without --model it builds a random Llama of the demo model's size, with --big one of 468 M parameters; random text fills
-told that every node is worth running. Both figures are medians over interleaved runs in one process.
+Without --model it builds a random Llama of the demo model's size, with --big one of 468 M parameters; random text
+fills the budget because the grower is told that every node is worth running. Both figures are medians over interleaved
+runs in one process.
 """
 
 from __future__ import annotations

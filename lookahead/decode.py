@@ -199,7 +199,8 @@ class Decoder:
 
     def _propose(self, row: int) -> Draft:
         drafter, matcher, length = self._drafters[row], self._matchers[row], self._progress.length[row]
-        drafter.floors = self._purse.floors
+        with suppress(AttributeError):  # one that cannot be written to, such as a frozen dataclass, does without
+            drafter.floors = self._purse.floors
         draft = drafter.propose(self._contexts.view(row, length), self._purse.most)
         draft = self._checked(draft, row).deduplicate()
         if matcher is not None and not self._obeys[row]:

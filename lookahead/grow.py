@@ -230,7 +230,7 @@ class Row(Drafter):
         """Tell what the sources that cost time took, and what they brought."""
         if not step.frugal and self._window is None:
             return
-        grower, nodes = self._grower, len(step.draft) - 1
+        grower, nodes = self._grower, int(self._tree.used[NODES]) - 1  # all that were asked about, cut or not
         prices = self._prices
         prices.clear()
         if len(self._snapshot.views):

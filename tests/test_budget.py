@@ -419,3 +419,15 @@ def test_any_budget_gives_the_same_text(number: int, rows: int, sample: bool) ->
                 ours, after = call(la.generate)
                 assert torch.equal(ours, plain)
                 assert torch.equal(after, state)
+
+
+def test_what_ran_for_nothing_is_charged_to_those_that_drafted() -> None:
+    """Drafts that cost no time to make, and nodes that do: where none is accepted, drafting does not pay."""
+    purse = Budget().begin(2)
+    for number in range(40):
+        size, asking_s = (1, {}) if number < 8 else (33, {0: 0.0, 1: 0.0})
+        purse.prepare(2, 100)
+        seconds = 0.01 * (1 + 0.02 * (size - 1))
+        purse.observe(Spent(size, 100, 0, seconds, seconds, asking_s, (64, 0.0), {0: 1, 1: 1}), [])
+    assert not purse.trusts(0)
+    assert not purse.trusts(1)

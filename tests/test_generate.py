@@ -6,7 +6,7 @@ import copy
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
@@ -724,3 +724,20 @@ def test_what_fails_ahead_of_other_rows_counts_only_when_they_get_there() -> Non
         assert output[:, 6:].tolist() == answer[:, :12].tolist()
         with pytest.raises(ValueError, match="too far"):
             la.generate(prompt, **arguments)
+
+
+@dataclass(frozen=True)
+class Again(Drafter):
+    """Drafts one token again and again, and cannot be written to."""
+
+    token: int
+
+    def propose(self, context: Any, budget: int) -> Draft:
+        return Draft.chain([int(context[-1]), *[self.token] * budget])
+
+
+def test_a_drafter_that_cannot_be_written_to_serves_all_budgets(model: Any):
+    plain = model.generate(IDS, max_new_tokens=12, do_sample=False)
+    for nodes in ("auto", 4):
+        la = Lookahead(model, drafter=Again(int(plain[0, -1])), nodes=nodes)
+        assert torch.equal(la.generate(IDS, max_new_tokens=12, do_sample=False), plain)
