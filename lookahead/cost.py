@@ -58,10 +58,10 @@ class CostCurve:
         self._measured = measured
         self._slope, self._known = slope, None if known is None else known(KNOTS)
         shape = (len(KNOTS) * _LENGTHS, _KEPT)
-        self._rows = np.zeros((*shape, _COLUMNS))
+        self._kinds = np.zeros((*shape, 3))  # nodes, context, masks
         self._times = np.zeros(shape)  # 0: none
-        self._next = np.zeros(shape[0], np.int64)
-        self._counts, self._last = np.zeros(len(KNOTS), np.int64), np.zeros(len(KNOTS), np.int64)
+        self._next = [0] * shape[0]
+        self._counts, self._last = [0] * len(KNOTS), [0] * len(KNOTS)  # passes of each size, and the latest of them
         self._fit = _assumed(slope)
         self._fitted, self._due = 0, 1  # passes that were looked at, and when all is fitted anew
         if self._known is not None:
@@ -79,7 +79,7 @@ class CostCurve:
             return
         at = knot * _LENGTHS + _length(context)
         slot = self._next[at] % _KEPT
-        self._rows[at, slot], self._times[at, slot] = _row(nodes, context, masks), seconds
+        self._kinds[at, slot], self._times[at, slot] = (nodes, context, masks), seconds
         self._next[at] += 1
         self._fitted += 1
 
@@ -98,27 +98,30 @@ class CostCurve:
         """Return what a pass over `nodes` nodes may cost at best, for sizes of which little is known."""
         one, found = (float(value) for value in self.seconds(np.array([1.0, float(nodes)])))
         if nodes == 1:
-            seen = float(KNOTS[np.flatnonzero(self._counts)[0]]) if self._counts.any() else 1.0
+            seen = next((size for size, count in zip(_SIZES, self._counts, strict=True) if count), 1.0)
             return min(found, float(self.seconds(np.array([seen]))[0]) / seen)
         return min(one * (1.0 + self._slope * (nodes - 1)), found)
 
     def unknown(self, most: int) -> list[int]:
         """Return the knots up to `most` of whose size too few passes were taken in, or none for long."""
-        few = (self._counts < _ENOUGH) & (not self._measured)
+        few = [count < _ENOUGH and not self._measured for count in self._counts]
         found = [int(size) for size in KNOTS[few] if size <= most]
         if self.passes - self._last[0] > _ANCHOR and self.passes > _ANCHOR and 1 not in found:
             found.insert(0, 1)
         if self.passes > _STALE:
-            found += [int(size) for size in KNOTS[self.passes - self._last > _STALE] if size <= most]
+            old = [self.passes - last > _STALE for last in self._last]
+            found += [int(size) for size in KNOTS[old] if size <= most]
         return found
 
     def _refit(self) -> None:
-        kept, trust = _believed(self._times / np.maximum(self._rows @ self._fit, 1e-300))
-        rows, times = self._rows[kept], self._times[kept]
+        used = np.flatnonzero(self._times[:, 0] > 0)
+        columns = _columns(*np.moveaxis(self._kinds[used], -1, 0))
+        kept, trust = _believed(self._times[used] / np.maximum(columns @ self._fit, 1e-300))
+        rows, times = columns[kept], self._times[used][kept]
         if self._known is not None:
             rows = np.concatenate([rows, _columns(KNOTS, 0, 0)])
             times = np.concatenate([times, self._known])
-            trust = np.concatenate([trust, 1.0 / (1.0 + self._counts)])
+            trust = np.concatenate([trust, 1.0 / (1.0 + np.array(self._counts))])
         if len(times):
             self._fit = _fit(rows, times, trust, self._slope)
 
@@ -131,30 +134,19 @@ def _length(context: int) -> int:
     return min(max(int(context) // 64, 1).bit_length() - 1, _LENGTHS - 1)
 
 
-def _row(nodes: int, context: int, masks: int) -> Seconds:
-    """Return one row of `_columns`, quickly."""
-    ramp = _knot(nodes)
-    out = np.zeros(_COLUMNS)
-    out[: ramp + 1] = 1.0
-    if ramp < _RAMPS:
-        out[ramp + 1] = (nodes - _SIZES[ramp]) / (_SIZES[ramp + 1] - _SIZES[ramp])
-    out[_CONTEXT], out[_SQUARE], out[_MASKS] = context / _LONG, context / _LONG * nodes / _WIDE, masks
-    return out
-
-
 def _assumed(slope: float) -> Seconds:
     """Return the coefficients of a curve that rises by `slope` a node from 1."""
     return np.concatenate([[1.0], slope * np.diff(KNOTS), np.zeros(_COLUMNS - 1 - _RAMPS)])
 
 
-def _columns(nodes: Seconds, context: int, masks: int) -> Seconds:
-    """Return [N, COLUMNS]: what the coefficients are multiplied by."""
-    out = np.empty((len(nodes), _COLUMNS))
-    out[:, 0] = 1.0
-    out[:, 1 : _RAMPS + 1] = np.clip((nodes[:, None] - KNOTS[:-1]) / np.diff(KNOTS), 0.0, 1.0)
-    out[:, _CONTEXT] = context / _LONG
-    out[:, _SQUARE] = context / _LONG * nodes / _WIDE
-    out[:, _MASKS] = masks
+def _columns(nodes: Seconds, context: Seconds | int, masks: Seconds | int) -> Seconds:
+    """Return [*N, COLUMNS]: what the coefficients are multiplied by."""
+    out = np.empty((*nodes.shape, _COLUMNS))
+    out[..., 0] = 1.0
+    out[..., 1 : _RAMPS + 1] = np.clip((nodes[..., None] - KNOTS[:-1]) / np.diff(KNOTS), 0.0, 1.0)
+    out[..., _CONTEXT] = context / _LONG
+    out[..., _SQUARE] = context / _LONG * nodes / _WIDE
+    out[..., _MASKS] = masks
     return out
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -155,12 +154,16 @@ class Decoder:
         drafts = {}
         self._purse.prepare(len(turn.asked), turn.context)
         self._look_ahead(turn)
-        with self._sampler.undisturbed():
-            for row in turn.asked:
-                begin = time.perf_counter()
+        for row in turn.asked:
+            begin = time.perf_counter()
+            with self._undisturbed(row):
                 drafts[row] = self._propose(row)
-                turn.asking_s[row] += time.perf_counter() - begin
+            turn.asking_s[row] += time.perf_counter() - begin
         return drafts
+
+    def _undisturbed(self, row: int) -> AbstractContextManager[None]:
+        """Put the generator back after what the drafter of `row` does, if it may draw from it."""
+        return self._sampler.undisturbed() if self._drafters[row].random else nullcontext()
 
     def _rest(self, row: int, turn: Turn) -> Draft:
         """Return the draft of a row that does not propose: nothing, or the padding that it goes on with."""
@@ -274,7 +277,7 @@ class Decoder:
             self._contexts.extend(row, turn.starts[row], tokens)
             if row in turn.asking_s:
                 begin = time.perf_counter()
-                with self._sampler.undisturbed():
+                with self._undisturbed(row):
                     self._drafters[row].observe(self._observed(row, tokens, turn))
                 turn.asking_s[row] += time.perf_counter() - begin
 
@@ -341,10 +344,10 @@ def shares(rows: Iterable[tuple[Draft, Sequence[int], Mapping[str, float]]]) -> 
     """Return what each source had in a pass, from the drafts, paths and measured seconds of the rows that drafted."""
     found: dict[str, list[float]] = {}
     for draft, path, costs in rows:
-        sources = draft.source.tolist()
-        for place, nodes in ((0, range(1, len(sources))), (1, path[1:])):
-            for code, count in Counter(sources[node] for node in nodes).items():
-                found.setdefault(name_of(code), [0, 0, 0.0])[place] += count
+        for place, nodes in ((0, draft.source[1:]), (1, draft.source[path[1:]])):
+            held = nodes.tobytes()
+            for code in set(held):
+                found.setdefault(name_of(code), [0, 0, 0.0])[place] += held.count(code)
         for name, seconds in costs.items():
             found.setdefault(name, [0, 0, 0.0])[2] += seconds
     return {name: Share(int(run), int(accepted), seconds) for name, (run, accepted, seconds) in found.items()}

@@ -22,11 +22,13 @@ class Drafter(ABC):
         probes: probe nodes that a draft may have beyond its budget; of the object that `start` returned.
         floors: [budget + 1] float32, set before `propose`: the path weight below which a node would not be run when so
             many are there already, root included; None: not known. A drafter may stop there.
+        random: whether it may draw random numbers of torch; the generator is put back after it.
         costs: seconds that single sources took in the last pass, by name, where that is measured; for traces only.
     """
 
     probes: int = 0
     floors: FloatArray | None = None
+    random: bool = True
     costs: Mapping[str, float] = MappingProxyType({})
 
     def start(self, context: IntArray) -> Drafter:

@@ -136,6 +136,7 @@ class Row(Drafter):
         self._pooled = self._no_pool = no_pool()
         self._reader = Reader()
         self._guests = [source for source in grower.sources if isinstance(source, Source)]
+        self.random = bool(self._guests)
         self._said: list[list[tuple[IntArray, FloatArray]]] = []  # by the guests, of every node
         self._new = self._read = self._tail = _NONE
         self._tree = empty_tree(0)

@@ -145,7 +145,7 @@ class Purse:
             self._last = self._unasked(rows, float(rows))
             return self._last, drafts
         if self._budget.fixed:  # nothing is judged: what drafts claim is what is expected
-            claimed = sum(float((draft.path_weight() * ~draft.probe)[1:].sum()) for draft in drafts.values())
+            claimed = sum(_claimed(draft.parents, draft.weight, draft.probe) for draft in drafts.values())
             self._last = self._unasked(rows, rows + claimed)
             return self._last, drafts
         expected, probes, filled = np.full(self.most + 1, float(rows)), 0, 1
@@ -292,6 +292,16 @@ def _rising(slopes):  # type: ignore[no-untyped-def]
             out[at] = value[i]
             at += 1
     return out
+
+
+@njit(cache=True)
+def _claimed(parents, weight, probe):  # type: ignore[no-untyped-def]
+    """Return how many tokens a draft claims to bring: the sum of the path weights of its acceptable nodes."""
+    chances, claimed = np.ones(len(parents), np.float32), 0.0
+    for i in range(1, len(parents)):
+        chances[i] = chances[parents[i]] * weight[i]
+        claimed += 0.0 if probe[i] else chances[i]
+    return claimed
 
 
 @njit(cache=True)

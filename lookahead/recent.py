@@ -50,7 +50,7 @@ class Recent:
     def mean(self) -> float:
         """The mean, values above three times the median counted as that."""
         most = 3.0 * self.median
-        return sum(min(value, most) for value in self._values) / max(len(self._values), 1)
+        return sum([value if value < most else most for value in self._values]) / max(len(self._values), 1)
 
 
 class Rate:

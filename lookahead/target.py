@@ -14,75 +14,7 @@ from transformers.cache_utils import DynamicCache
 from lookahead.cache import TreeCache
 from lookahead.draft import Draft
 from lookahead.families import Family
-
-
-class TreeMask:
-    """The additive attention mask of a pass, [B, 1, N, S + N], kept up to date instead of built anew.
-
-    Columns of kept slots change only when slots are kept, dropped or moved; the square of the tree is written each
-    pass.
-
-    Args:
-        prompt_mask: [B, P] bool, true where the prompt holds a token and not padding.
-    """
-
-    def __init__(self, prompt_mask: Tensor, dtype: torch.dtype) -> None:
-        self.hidden = torch.finfo(dtype).min
-        batch, self.prompt = prompt_mask.shape
-        self.buffer = torch.full((batch, 1, 1, self.prompt), self.hidden, dtype=dtype, device=prompt_mask.device)
-        self.buffer[:, 0, 0, :].masked_fill_(prompt_mask, 0)
-        self._kept = range(0)  # slots that every row kept, and that are not shown yet
-
-    def tree(self, ancestors: Tensor, used: int) -> Tensor:
-        """Return the mask for trees with `ancestors` ([B, N, N] bool) behind `used` slots."""
-        self._catch_up()
-        rows = ancestors.shape[-1]
-        self._reserve(rows, used + rows)
-        square = self.buffer[:, 0, :rows, used : used + rows]
-        square.fill_(self.hidden).masked_fill_(ancestors, 0)
-        return self.buffer[:, :, :rows, : used + rows]
-
-    def hide(self, row: int, slots: Sequence[int]) -> None:
-        """Hide `slots` from batch row `row`."""
-        self._catch_up()
-        self.buffer[row, :, :, list(slots)] = self.hidden
-
-    def keep(self, counts: Sequence[int], used: int) -> None:
-        """Show, behind `used` slots, the next `counts[b]` to row b and hide the rest of those any row kept."""
-        most = max(counts)
-        if min(counts) == most and (not self._kept or self._kept.stop == used):
-            self._kept = range(self._kept.start if self._kept else used, used + most)
-            return
-        self._catch_up()
-        self._reserve(1, used + most)
-        columns = self.buffer[..., used : used + most]
-        columns.zero_()
-        if min(counts) < most:
-            holes = torch.arange(most)[None] >= torch.tensor(counts)[:, None]
-            columns.masked_fill_(holes.to(columns.device)[:, None, None], self.hidden)
-
-    def realign(self, counts: Sequence[int]) -> None:
-        """Show the first `counts[b]` slots behind the prompt to row b and hide all later ones."""
-        self._kept = range(0)
-        self.buffer[..., self.prompt :] = self.hidden
-        self.keep(counts, self.prompt)
-
-    def _catch_up(self) -> None:
-        """Show what every row kept; passes over single tokens need no mask, so it can wait."""
-        if self._kept:
-            self._reserve(1, self._kept.stop)
-            self.buffer[..., self._kept.start : self._kept.stop] = 0
-            self._kept = range(0)
-
-    def _reserve(self, rows: int, columns: int) -> None:
-        """Grow the buffer; the row stride stays a multiple of 16, which fused GPU kernels ask for."""
-        batch, _, have_rows, have = self.buffer.shape
-        if rows <= have_rows and columns <= have:
-            return
-        wide = have if columns <= have else -(-(columns + max(256, columns // 4)) // 16) * 16
-        new = self.buffer.new_full((batch, 1, max(rows, have_rows), wide), self.hidden)
-        new[..., :have] = self.buffer[:, :, :1].expand(-1, -1, new.shape[2], -1)
-        self.buffer = new
+from lookahead.mask import TreeMask
 
 
 class Watch:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from lookahead.draft import FloatArray, IntArray
+from lookahead.sources.kernels import inner, kernel
 
 LANE = 64  # logits whose maximum is looked at first; most lanes hold none of the best
 
@@ -33,40 +33,54 @@ def best_tokens(logits: Tensor, count: int) -> tuple[IntArray, FloatArray]:
     )
     top_tokens = np.empty((rows, count), np.int32)
     top_values = np.empty((rows, count), np.float32)
-    _best(logits.numpy(), peaks.numpy(), top_tokens, top_values)
+    scratch = np.empty(count, np.int32), np.empty(count, np.float32)
+    _best(logits.numpy(), peaks.numpy(), top_tokens, top_values, *scratch)
     return top_tokens, top_values
 
 
-@njit(cache=True)
-def _best(logits, peaks, top_tokens, top_values):  # type: ignore[no-untyped-def]
-    """Fill both tables; `peaks` [N, V // LANE] holds the maximum of each full lane."""
+@kernel
+def _best(logits, peaks, top_tokens, top_values, chosen, heights):  # type: ignore[no-untyped-def]
+    """Fill both tables.
+
+    Args:
+        peaks: [N, V // LANE] the maximum of each full lane.
+        chosen: [count] room for lanes, and `heights` for their maxima.
+    """
     rows, width = logits.shape
-    count, lanes = top_tokens.shape[1], peaks.shape[1]
+    lanes = peaks.shape[1]
     for row in range(rows):
-        tokens, values, scores = top_tokens[row], top_values[row], logits[row]
-        # So many lanes hold a logit that is at least as large: what is smaller is none of the best.
-        tokens[:], values[:] = -1, -np.inf
-        for lane in range(lanes if lanes >= count else 0):
-            if not peaks[row, lane] <= values[count - 1] or tokens[count - 1] < 0:
-                _insert(tokens, values, lane, peaks[row, lane])
-        least = values[count - 1]
-        tokens[:], values[:] = -1, -np.inf
-        for lane in range(lanes + 1):
-            if lane < lanes and peaks[row, lane] < least:
-                continue
-            end = width if lane == lanes else (lane + 1) * LANE
-            for token in range(lane * LANE, end):
-                if not scores[token] <= values[count - 1] or tokens[count - 1] < 0:
-                    _insert(tokens, values, token, scores[token])
+        # What is in none of the best lanes has the maxima of so many others before it.
+        held = 0
+        for lane in range(lanes):
+            held = _insert(chosen, heights, held, lane, peaks[row, lane])
+        filled, held = held, 0
+        tokens, values = top_tokens[row], top_values[row]
+        for i in range(filled):
+            for token in range(chosen[i] * LANE, (chosen[i] + 1) * LANE):
+                held = _insert(tokens, values, held, token, logits[row, token])
+        for token in range(lanes * LANE, width):
+            held = _insert(tokens, values, held, token, logits[row, token])
 
 
-@njit(cache=True)
-def _insert(tokens, values, token, value):  # type: ignore[no-untyped-def]
-    """Put `token` behind all entries that are at least as large; NaN is the largest."""
-    j = tokens.shape[0]
-    while j > 0 and (tokens[j - 1] < 0 or (not np.isnan(values[j - 1]) and not value <= values[j - 1])):
-        if j < tokens.shape[0]:
-            tokens[j], values[j] = tokens[j - 1], values[j - 1]
+@inner
+def _insert(tokens, values, held, token, value):  # type: ignore[no-untyped-def]
+    """Put `token` where it belongs among the `held` best; return how many there are now."""
+    count = tokens.shape[0]
+    if held == count:
+        if value < values[count - 1] or not _before(token, value, tokens[count - 1], values[count - 1]):
+            return held
+        held -= 1
+    j = held
+    while j > 0 and _before(token, value, tokens[j - 1], values[j - 1]):
+        tokens[j], values[j] = tokens[j - 1], values[j - 1]
         j -= 1
-    if j < tokens.shape[0]:
-        tokens[j], values[j] = token, value
+    tokens[j], values[j] = token, value
+    return held + 1
+
+
+@inner
+def _before(token, value, other, at):  # type: ignore[no-untyped-def]
+    """Return whether `token` comes before `other`: NaN is the largest, and of equal values the lower token is first."""
+    if value > at or (value == at and token < other):
+        return True
+    return np.isnan(value) and (not np.isnan(at) or token < other)

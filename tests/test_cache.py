@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 from lookahead import UnsupportedCache
 from lookahead.cache import TreeCache, require_ordinary
 from lookahead.draft import Draft
-from lookahead.target import TreeMask
+from lookahead.mask import TreeMask
 
 HEADS, WIDTH, LAYERS = 2, 3, 2
 

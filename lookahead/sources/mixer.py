@@ -42,7 +42,7 @@ from lookahead.sources.evidence import (
 )
 from lookahead.sources.guide import BUCKETS, bucket
 from lookahead.sources.kernels import inner, inner_sum
-from lookahead.sources.online import adapt, logistic
+from lookahead.sources.online import adapt_all, logistic
 from lookahead.sources.race import untrained_race
 
 SETS = 7
@@ -178,11 +178,7 @@ def learn(weights, x, sets, cell, hit):  # type: ignore[no-untyped-def]
     """Move the weights towards what happened to one node."""
     error = np.float32(hit) - chance_of(weights, x, sets)
     for k in range(SETS):
-        s = sets[k]
-        for i in range(COLUMNS):
-            gradient = error * x[i]
-            if gradient != 0.0:
-                adapt(weights.w, weights.energy, s, i, gradient, _RATE)
+        adapt_all(weights.w[sets[k]], weights.energy[sets[k]], error, x, _RATE)
     if cell > 0:
         trial = weights.trials[cell]
         if trial[1] > _MEMORY:

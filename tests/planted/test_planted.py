@@ -15,9 +15,10 @@ from law import BATTERY, Case, assert_exact, assert_steps_fit
 from lookahead.cache import TreeCache, TreeLayer
 from lookahead.decode import Decoder
 from lookahead.draft import Draft
+from lookahead.mask import TreeMask
 from lookahead.progress import Contexts, Progress, Records, Stops
 from lookahead.sampling import NoiseLedger, Sampler
-from lookahead.target import Target, TreeMask
+from lookahead.target import Target
 
 BUGS: dict[str, Callable[[], Any]] = {}
 
