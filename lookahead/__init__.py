@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from lookahead.structured.results import Result
     from lookahead.structured.schemas import schema_of
     from lookahead.structured.stream import JsonStream
+    from lookahead.support import Support, supports
     from lookahead.trace import Pass, Run, Step
 
 __version__ = "0.1.0"
@@ -81,6 +82,7 @@ _HOME = {
     "Run": "trace",
     "SchemaMemory": "structured.memory",
     "Step": "trace",
+    "Support": "support",
     "UnsupportedArgument": "errors",
     "UnsupportedCache": "errors",
     "UnsupportedModel": "errors",
@@ -93,6 +95,7 @@ _HOME = {
     "generate_regex": "structured.generate",
     "schema_of": "structured.schemas",
     "stream_json": "structured.generate",
+    "supports": "support",
 }
 __all__ = [
     "Budget",
@@ -124,6 +127,7 @@ __all__ = [
     "Run",
     "SchemaMemory",
     "Step",
+    "Support",
     "UnsupportedArgument",
     "UnsupportedCache",
     "UnsupportedModel",
@@ -136,6 +140,7 @@ __all__ = [
     "generate_regex",
     "schema_of",
     "stream_json",
+    "supports",
 ]
 
 

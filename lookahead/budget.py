@@ -12,9 +12,9 @@ from lookahead.cost import CostCurve
 from lookahead.curves import Curves
 from lookahead.errors import InvalidArgument
 from lookahead.purse import ASKING, Purse
-from lookahead.recent import Rate
+from lookahead.recent import UsualRate
 from lookahead.switch import Switch
-from lookahead.trust import Trust
+from lookahead.trust import UsualTrust
 
 MAX_NODES = 4096
 _Key = tuple[int, tuple[Hashable, str, str]]  # rows, and the kind of pass, device, model
@@ -48,11 +48,11 @@ class Budget:
             raise InvalidArgument(f"explore={explore!r}; give a part of the time, from 0 to 1")
         self.most, self.explore = most, float(explore)
         self.fixed = False
-        self.trust = Trust()
         self.saved = 0.0  # seconds that passes of other sizes may cost
         self._stored = None if curves is None else Curves.load(curves)
         self._curves: dict[_Key, CostCurve] = {}
-        self._rates: dict[_Key, Rate] = {}
+        self._rates: dict[_Key, UsualRate] = {}
+        self._trusts: dict[_Key, UsualTrust] = {}
         self._switches: dict[_Key, Switch] = {}
 
     @classmethod
@@ -76,9 +76,10 @@ class Budget:
         key = rows, (kind, device, model)
         if key not in self._curves:
             self._curves[key] = self._new_curve(rows, device, model)
-            self._rates[key] = Rate()
+            self._rates[key], self._trusts[key] = UsualRate(), UsualTrust()
             self._switches[key] = Switch(explore=ASKING * self.explore)
-        return Purse(self, rows, self._curves[key], self._rates[key], self._switches[key])
+        trust, rate = self._trusts[key].begin(), self._rates[key].begin()
+        return Purse(self, rows, self._curves[key], trust, rate, self._switches[key])
 
     def _new_curve(self, rows: int, device: str, model: str) -> CostCurve:
         """Return a curve that starts from the stored one, or else from that of the nearest batch size, if any."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from lookahead.errors import UnsupportedCache
 
@@ -65,15 +65,13 @@ class TreeLayer(DynamicLayer):  # type: ignore[misc]
         self.used = start + count
         self._show(self.used)
 
-    def ordinary(self, slots: Tensor | None, start: int, count: int) -> tuple[Tensor, Tensor]:
-        """Return fresh keys and values of the first `start` slots and `slots` ([B, count]; None: the next ones)."""
-        parts = []
-        for buffer in (self._keys, self._values):
-            if slots is None:
-                parts.append(buffer[:, :, : start + count].clone())
-            else:
-                parts.append(torch.cat([buffer[:, :, :start], _rows(buffer, slots.to(buffer.device))], dim=-2))
-        return parts[0], parts[1]
+    def ordinary(self, slots: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
+        """Return fresh keys and values of `slots` ([B, count]; None: the first `count`)."""
+        keys, values = (
+            buffer[:, :, :count].clone() if slots is None else _rows(buffer, slots.to(buffer.device)).clone()
+            for buffer in (self._keys, self._values)
+        )
+        return keys, values
 
     def release(self) -> None:
         """Free the buffers."""
@@ -94,27 +92,32 @@ class TreeCache(Cache):  # type: ignore[misc]
         cache: the ordinary cache after the prefill; its tensors are taken over, layer by layer.
         rows: the batch size.
         room: slots to allocate beyond the prompt; more are added when needed.
+
+    Attributes:
+        attention: its layers that hold keys and values.
     """
 
     def __init__(self, cache: DynamicCache, *, rows: int, room: int) -> None:
         require_ordinary(cache)
-        layers: list[TreeLayer] = []
+        layers: list[Any] = []
         try:
             for layer in cache.layers:
-                layers.append(TreeLayer(layer.keys, layer.values, room))
+                holds = layer.keys is not None and layer.keys.numel() > 0
+                layers.append(TreeLayer(layer.keys, layer.values, room) if holds else layer)
                 layer.keys = layer.values = None
         except BaseException:
             for layer, taken in zip(cache.layers, layers, strict=False):
                 layer.keys, layer.values = taken.keys, taken.values
             raise
         super().__init__(layers=layers)
+        self.attention = [layer for layer in layers if isinstance(layer, TreeLayer)]
         self.prompt = self.used
         self._slots: list[list[int]] = [[] for _ in range(rows)]
 
     @property
     def used(self) -> int:
         """Slots in use, holes included."""
-        return int(self.layers[0].used)
+        return self.attention[0].used
 
     @property
     def has_holes(self) -> bool:
@@ -138,7 +141,7 @@ class TreeCache(Cache):  # type: ignore[misc]
             for row, path in enumerate(paths):
                 table[row, : len(path)] = path
             nodes = self._index(table)
-        for layer in self.layers:
+        for layer in self.attention:
             layer.keep(nodes, count)
         for slots, path in zip(self._slots, paths, strict=True):
             slots.extend(range(start, start + len(path)))
@@ -166,7 +169,7 @@ class TreeCache(Cache):  # type: ignore[misc]
         count = max(len(slots) for slots in self._slots)
         table = self._padded(count)
         index = self._index(table)
-        for layer in self.layers:
+        for layer in self.attention:
             layer.realign(index, self.prompt, count)
         self._slots = [list(range(self.prompt, self.prompt + len(slots))) for slots in self._slots]
 
@@ -176,11 +179,13 @@ class TreeCache(Cache):  # type: ignore[misc]
         The layers are freed one by one as this goes on, so this cache is spent. Rows that hold fewer tokens cannot be
         expressed in an ordinary cache: callers see to it that all have them.
         """
-        dense = all(slots[:tokens] == list(range(self.prompt, self.prompt + tokens)) for slots in self._slots)
-        index = None if dense else self._index(self._padded(tokens))
-        for layer, target in zip(self.layers, cache.layers, strict=True):
-            target.keys, target.values = layer.ordinary(index, self.prompt, tokens)
-            layer.release()
+        count = self.prompt + tokens
+        held = [[*range(self.prompt), *slots[:tokens]] for slots in self._slots]
+        index = None if all(slots == list(range(count)) for slots in held) else self._index(np.array(held, np.int64))
+        for layer, target in zip(self.layers, cache.layers, strict=False):
+            if isinstance(layer, TreeLayer):
+                fill(target, *layer.ordinary(index, count))
+                layer.release()
 
     def _padded(self, count: int) -> NDArray[np.int64]:
         table = np.zeros((len(self._slots), count), np.int64)
@@ -189,11 +194,11 @@ class TreeCache(Cache):  # type: ignore[misc]
         return table
 
     def _index(self, table: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(table).to(self.layers[0].device)
+        return torch.from_numpy(table).to(self.attention[0].device)
 
 
 def require_ordinary(cache: Any) -> None:
-    """Raise `UnsupportedCache` unless `cache` is a `DynamicCache` whose layers all keep every position."""
+    """Raise `UnsupportedCache` unless `cache` is a `DynamicCache` whose layers keep positions, all or the last ones."""
     kind = type(cache).__name__
     advice = "leave past_key_values and cache_implementation out, pass a DynamicCache, or call model.generate()"
     if type(cache) is not DynamicCache:
@@ -201,12 +206,53 @@ def require_ordinary(cache: Any) -> None:
     if getattr(cache, "offloading", False):
         raise UnsupportedCache(f"the cache is offloaded, which is not supported here; {advice}")
     for i, layer in enumerate(cache.layers):
-        if type(layer) is not DynamicLayer:
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) and not _is_dummy(layer):
             name = type(layer).__name__
             raise UnsupportedCache(
                 f"layer {i} of the {kind} is a {name}, which cannot drop rejected tokens; "
-                "load the model with full attention in every layer, or call model.generate()"
+                "call model.generate() for this model"
             )
+
+
+def opened(cache: DynamicCache) -> DynamicCache:
+    """Return a cache with what `cache` holds, whose layers keep every position; `cache` itself if they do.
+
+    Where a window has dropped positions there are zeros now: nothing looks there again.
+    """
+    if all(type(layer) is DynamicLayer for layer in cache.layers):
+        return cache
+    new = DynamicCache()
+    new.layers = [layer if _is_dummy(layer) else _whole(layer) for layer in cache.layers]
+    return new
+
+
+def _whole(layer: Any) -> DynamicLayer:
+    """Return a layer with what `layer` holds, that keeps every position."""
+    new = DynamicLayer()
+    if layer.is_initialized and layer.get_seq_length():
+        new.lazy_initialization(layer.keys, layer.values)
+        dropped = layer.get_seq_length() - layer.keys.shape[-2]
+        new.keys, new.values = (
+            torch.cat([states.new_zeros((*states.shape[:2], dropped, states.shape[3])), states], dim=-2)
+            for states in (layer.keys, layer.values)
+        )
+    return new
+
+
+def _is_dummy(layer: Any) -> bool:
+    """Whether a layer stands for one that needs no cache, as where layers share keys and values."""
+    return type(layer).__name__ == "DummyLayer"
+
+
+def fill(layer: Any, keys: Tensor, values: Tensor) -> None:
+    """Let an ordinary layer hold `keys` and `values` ([B, H, S, D] of all positions), as after passes over them."""
+    if not layer.is_initialized:
+        layer.lazy_initialization(keys, values)
+    if type(layer) is DynamicSlidingWindowLayer:
+        layer.cumulative_length = keys.shape[-2]
+        last = layer.sliding_window - 1
+        keys, values = (states[:, :, max(states.shape[-2] - last, 0) :].clone() for states in (keys, values))
+    layer.keys, layer.values = keys, values
 
 
 def _enlarged(states: Tensor, used: int, slots: int) -> Tensor:

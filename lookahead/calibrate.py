@@ -16,7 +16,8 @@ from lookahead.curves import Curve, key_of, setting_of
 from lookahead.decode import TOP
 from lookahead.draft import Draft
 from lookahead.errors import InvalidArgument
-from lookahead.families import require_supported
+from lookahead.families import require_usable
+from lookahead.support import family_of
 from lookahead.target import Target
 from lookahead.topk import best_tokens
 
@@ -82,7 +83,8 @@ class _Trees:
     """
 
     def __init__(self, model: Any, rows: int, context: int, most: int) -> None:
-        family = require_supported(model, prompt=context, longest=context + most)
+        require_usable(model, prompt=context, longest=context + most)
+        family = family_of(model)
         tokens = np.random.default_rng(0).integers(model.config.vocab_size, size=(rows, context + most))
         ids = torch.from_numpy(tokens[:, :context]).to(model.device)
         cache = DynamicCache(config=model.config)

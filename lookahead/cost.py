@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 KNOTS = np.array((1, 2, 3, 5, 8, 12, 17, 25, 33, 49, 65, 97, 129, 257, 513, 1025, 2049, 4097), np.float64)
@@ -26,6 +27,8 @@ _LENGTHS, _KEPT = 8, 8  # classes of context length, and passes kept of each cla
 _LONG, _WIDE = 1024.0, 32.0  # units of context and of nodes where they are multiplied
 _ENOUGH, _STALE = 6, 1024  # passes of a size that are enough, and after which they are old
 _OFTEN, _EVERY = 32, 2  # passes of a size after which but one of so many is looked at
+_RARELY = 64  # passes after which it is fitted anew at the latest
+_SINCE, _SLOWER = 32, 1.3  # passes that are later, and how much slower even the fastest of them is
 _ALONE = 0.1  # weight of a pass that is the only one of its size
 _CHANGE = 0.1  # weight of "the slope goes on", in passes
 _PRIOR = 0.3  # weight of the assumed slope beside that
@@ -60,7 +63,7 @@ class CostCurve:
         shape = (len(KNOTS) * _LENGTHS, _KEPT)
         self._kinds = np.zeros((*shape, 3))  # nodes, context, masks
         self._times = np.zeros(shape)  # 0: none
-        self._next = [0] * shape[0]
+        self._next, self._seen = [0] * shape[0], np.zeros(shape[0], np.int64)  # the next slot; the latest pass
         self._counts, self._last = [0] * len(KNOTS), [0] * len(KNOTS)  # passes of each size, and the latest of them
         self._fit = _assumed(slope)
         self._fitted, self._due = 0, 1  # passes that were looked at, and when all is fitted anew
@@ -81,6 +84,7 @@ class CostCurve:
         slot = self._next[at] % _KEPT
         self._kinds[at, slot], self._times[at, slot] = (nodes, context, masks), seconds
         self._next[at] += 1
+        self._seen[at] = self.passes
         self._fitted += 1
 
     def seconds(self, nodes: NDArray[np.int64] | Seconds, *, context: int = 0, masks: int = 0) -> Seconds:
@@ -90,8 +94,9 @@ class CostCurve:
         """
         if self._fitted >= self._due:
             self._refit()
-            self._due = self._fitted + (1 if self._fitted < 4 else 4 if self._fitted < 32 else 16)
-        found: Seconds = _columns(np.asarray(nodes, np.float64), context, masks) @ self._fit
+            self._due = self._fitted + min(max(self._fitted // 4, 1), _RARELY)
+        found: Seconds = np.empty(len(nodes))
+        _price(np.asarray(nodes, np.float64), float(context), float(masks), self._fit, KNOTS, found)
         return found
 
     def hoped(self, nodes: int) -> float:
@@ -115,6 +120,8 @@ class CostCurve:
 
     def _refit(self) -> None:
         used = np.flatnonzero(self._times[:, 0] > 0)
+        least = np.where(self._times[used] > 0, self._times[used], np.inf).min(1)
+        used = used[~_outdated(used // _LENGTHS, used % _LENGTHS, self._seen[used], least)]
         columns = _columns(*np.moveaxis(self._kinds[used], -1, 0))
         kept, trust = _believed(self._times[used] / np.maximum(columns @ self._fit, 1e-300))
         rows, times = columns[kept], self._times[used][kept]
@@ -134,6 +141,22 @@ def _length(context: int) -> int:
     return min(max(int(context) // 64, 1).bit_length() - 1, _LENGTHS - 1)
 
 
+@njit(cache=True)
+def _price(nodes, context, masks, fit, knots, out):  # type: ignore[no-untyped-def]
+    """Fill `out` with what `_columns(nodes, context, masks) @ fit` is."""
+    whole = fit.sum()
+    for n in range(len(nodes)):
+        total = fit[0] + context / _LONG * (fit[_CONTEXT] + nodes[n] / _WIDE * fit[_SQUARE]) + masks * fit[_MASKS]
+        for ramp in range(_RAMPS):
+            if nodes[n] >= knots[ramp + 1]:
+                total += fit[ramp + 1]
+            else:
+                part = (nodes[n] - knots[ramp]) / (knots[ramp + 1] - knots[ramp])
+                total += max(part, 0.0) * fit[ramp + 1]
+                break
+        out[n] = max(total, 1e-9 * whole)  # masks may have explained all there was
+
+
 def _assumed(slope: float) -> Seconds:
     """Return the coefficients of a curve that rises by `slope` a node from 1."""
     return np.concatenate([[1.0], slope * np.diff(KNOTS), np.zeros(_COLUMNS - 1 - _RAMPS)])
@@ -150,13 +173,25 @@ def _columns(nodes: Seconds, context: Seconds | int, masks: Seconds | int) -> Se
     return out
 
 
+def _outdated(
+    knots: NDArray[np.int64], lengths: NDArray[np.int64], seen: NDArray[np.int64], least: Seconds
+) -> NDArray[np.bool_]:
+    """Return which classes of passes tell of another machine: smaller passes behind less have since taken far longer.
+
+    A curve that rises cannot follow both, and relative errors would have it follow the fast ones.
+    """
+    smaller = (knots[:, None] > knots) & (lengths[:, None] >= lengths)
+    slower = (seen > seen[:, None] + _SINCE) & (least > _SLOWER * least[:, None])
+    return np.asarray((smaller & slower).any(1))
+
+
 def _believed(times: Seconds) -> tuple[NDArray[np.bool_], Seconds]:
     """Return which of the passes of each class are taken for usual, and their weights.
 
     The faster half of them: what disturbs a pass only ever slows it down, most of all the first one of its size. Where
     there is only one, it counts little.
     """
-    there = times > 0
+    there = times > 0.0
     count = there.sum(1)
     rank = np.argsort(np.argsort(np.where(there, times, np.inf), axis=1), axis=1)
     kept = there & (rank < np.maximum((count + 1) // 2, 1)[:, None])

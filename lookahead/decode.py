@@ -206,6 +206,7 @@ class Decoder:
             drafter.floors = self._purse.floors
         draft = drafter.propose(self._contexts.view(row, length), self._purse.most)
         draft = self._checked(draft, row).deduplicate()
+        draft = draft.spine() if self._target.linear else draft
         if matcher is not None and not self._obeys[row]:
             draft = matcher.prune(draft)
         return draft.cut(self._purse.most + drafter.probes, depth=self._depth(row))

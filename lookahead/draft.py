@@ -180,6 +180,17 @@ class Draft:
         keep, parents = _trimmed(self.parents, self.probe, chances, nodes)
         return self if len(keep) == len(self) else self._only(keep, parents)
 
+    def spine(self) -> Draft:
+        """Return the chain from the root that is expected to bring most; probes are left out.
+
+        >>> Draft.merge([Draft.chain([1, 2, 3]), Draft.chain([1, 4], weight=0.9)]).spine().tokens.tolist()
+        [1, 2, 3]
+        """
+        if len(self) == 1:
+            return self
+        keep = _spine(self.parents, self.weight, self.probe)
+        return self if len(keep) == len(self) else self._only(keep, np.arange(-1, len(keep) - 1, dtype=np.int32))
+
     def _only(self, keep: NDArray[np.int64], parents: IntArray) -> Draft:
         """Return the nodes `keep` of this draft, whose parents are among them."""
         if len(keep) == 1:
@@ -313,6 +324,25 @@ def _has_twins(tokens, parents, probe):  # type: ignore[no-untyped-def]
             if parents[j] == parents[i] and tokens[j] == tokens[i] and probe[j] == probe[i]:
                 return True
     return False
+
+
+@njit(cache=True)
+def _spine(parents, weight, probe):  # type: ignore[no-untyped-def]
+    """Return the nodes of the best chain, the root first."""
+    n = parents.shape[0]
+    brings, follows = np.zeros(n), np.full(n, -1)
+    for i in range(n - 1, 0, -1):
+        if not probe[i]:
+            worth, above = weight[i] * (1.0 + (brings[follows[i]] if follows[i] >= 0 else 0.0)), parents[i]
+            brings[i] = worth
+            if follows[above] < 0 or worth >= brings[follows[above]]:
+                follows[above] = i
+    keep, count, at = np.empty(n, np.int64), 0, 0
+    while at >= 0:
+        keep[count] = at
+        count += 1
+        at = follows[at]
+    return keep[:count]
 
 
 @njit(cache=True)

@@ -15,13 +15,13 @@ from transformers.generation import (
 )
 
 from lookahead.budget import Budget
-from lookahead.cache import BLOCK, require_ordinary
+from lookahead.cache import BLOCK, opened, require_ordinary
 from lookahead.curves import key_of
 from lookahead.decode import Decoder
 from lookahead.draft import IntArray
 from lookahead.drafter import Drafter
 from lookahead.errors import InvalidArgument, InvalidDraft
-from lookahead.families import require_supported
+from lookahead.families import require_usable
 from lookahead.foresight import Usual
 from lookahead.grammar.grammar import Grammar
 from lookahead.grammar.processor import GrammarProcessor
@@ -42,6 +42,7 @@ from lookahead.request import (
     served_arguments,
 )
 from lookahead.sampling import Sampler
+from lookahead.support import family_of
 from lookahead.target import Target
 from lookahead.trace import Run
 
@@ -53,7 +54,7 @@ class Lookahead:
     (`streamer`, and `tokenizer` for `stop_strings`) `la.generate(...)` and `lookahead.generate(model, ...)` carry.
 
     Args:
-        model: a causal language model of a served family (see `lookahead.families`).
+        model: a causal language model that `lookahead.supports`.
         tokenizer: used for `stop_strings` where `generate()` gets none.
         drafter: proposes the drafts; by default a `Grower` over `sources`.
         sources: names or objects of what the default drafter asks, see `Grower`; not together with `drafter`.
@@ -102,7 +103,8 @@ class Lookahead:
             raise InvalidArgument("sources belong to the default drafter; give either drafter or sources")
         if drafter is not None and pool is not None:
             raise InvalidArgument("a pool belongs to the default drafter; give either drafter or pool")
-        require_supported(model, prompt=1, longest=1)
+        require_usable(model, prompt=1, longest=1)
+        family_of(model)
         self.model, self.tokenizer, self.budget = model, tokenizer, _budget(nodes, budget)
         options: dict[str, Any] = {} if sources is None else {"sources": sources}
         self._memory = Memory(pool, tokenizer, remember)
@@ -229,6 +231,7 @@ class Lookahead:
             recorder=records if records.wanted else None,
             ordered=stops.ordered or not _is_known(streamer),
             ahead=self.budget.most > 0,
+            together=family_of(model).shape == "linear",
         )
         seen = returned or bool(getattr(cache, "_is_user_defined", False))
         progress = Progress(
@@ -265,9 +268,11 @@ class Lookahead:
         Returns the cache. After an exception it holds what every row had run.
         """
         prompt = prompt_length(model_kwargs, input_ids)
-        family = require_supported(self.model, prompt=prompt, longest=prompt + progress.remaining(0) - 1)
+        require_usable(self.model, prompt=prompt, longest=prompt + progress.remaining(0) - 1)
+        family = family_of(self.model)
         self.model._valid_auto_compile_criteria(model_kwargs, config)  # it warns where compile_config has no effect
-        outputs = self.model._prefill(input_ids, config, model_kwargs)
+        given = model_kwargs["past_key_values"]
+        outputs = self.model._prefill(input_ids, config, model_kwargs | {"past_key_values": opened(given)})
         logits, cache = outputs.logits[:, -1:].clone(), outputs.past_key_values
         del outputs
         require_ordinary(cache)
@@ -294,12 +299,12 @@ class Lookahead:
             finally:
                 sampler.finish(progress.settled)
                 if give_back:
-                    target.give_back(cache, max(min(progress.settled - 1, target.cache.complete), 0))
+                    target.give_back(given, max(min(progress.settled - 1, target.cache.complete), 0))
                 self.last = Run(progress.settled, tuple(decoder.passes))
         finally:
             for processor in sampler.grammars:
                 processor.close()
-        return cache
+        return given
 
     def _purse(self, rows: int, sampler: Sampler) -> Purse:
         """Return what a batch may spend; what a pass costs depends on how tokens are picked, too."""

@@ -222,13 +222,11 @@ def encode(tokenizer: Any, prompt: str, *, chat: bool = False) -> dict[str, Any]
 
 
 def check_served(config: Any, name: str, fix: str = "add --plain") -> None:
-    """Raise `InvalidInput` for a family that is not served, before its weights are read; `fix` is what to do then."""
-    from lookahead.families import FAMILIES
+    """Raise `InvalidInput` where a config alone rules a model out; `fix` is what to do then."""
+    from lookahead.families import refusal
 
-    kind = getattr(config, "model_type", None)
-    if kind not in FAMILIES:
-        names = ", ".join(sorted(family.name for family in FAMILIES.values()))
-        raise InvalidInput(f"--model {name}: {kind!r} models are not served yet (served: {names}); {fix}")
+    if reason := refusal(config):
+        raise InvalidInput(f"--model {name}: {config.model_type!r} models are not served: {reason}; {fix}")
 
 
 def check_fit(config: Any, inputs: dict[str, Any]) -> None:

@@ -1,15 +1,121 @@
-"""The attention mask of a pass over token trees."""
+"""The attention masks of a pass over token trees: what a node may see, for every kind of layer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from lookahead.sources.kernels import kernel
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How far back a layer looks: everywhere, over the last `sliding` tokens, or to the start of a chunk of `chunk`."""
+
+    sliding: int = 0
+    chunk: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether it looks everywhere."""
+        return not (self.sliding or self.chunk)
+
+
+class TreeMasks:
+    """The masks of all kinds of layers, from one record of what every slot of the cache holds.
+
+    Layers that do not look everywhere measure distances in places of the text, padding included, as `transformers`
+    does: slot s of the prompt is at place s, and the k-th generated token of a row k places behind the prompt.
+
+    Args:
+        prompt_mask: [B, P] bool, true where the prompt holds a token and not padding.
+        reaches: of each kind of layer, by the name that the model knows it by.
+        keyed: whether the model takes a mask for each kind, by name; otherwise there is one kind.
+    """
+
+    def __init__(
+        self, prompt_mask: Tensor, dtype: torch.dtype, reaches: Mapping[str, Reach], *, keyed: bool = False
+    ) -> None:
+        self._reaches, self._keyed, self._dtype, self._device = dict(reaches), keyed, dtype, prompt_mask.device
+        self._prompt = prompt_mask.shape[1]
+        shown = prompt_mask.cpu().numpy()
+        self._places = np.where(shown, np.arange(self._prompt), _HIDDEN)
+        self._first = np.where(shown.any(1), shown.argmax(1), self._prompt)
+        self._counts = [0] * len(shown)
+        self._windows = any(not reach.whole for reach in self._reaches.values())
+        self._whole = TreeMask(prompt_mask, dtype) if any(reach.whole for reach in self._reaches.values()) else None
+
+    def tree(self, ancestors: Tensor, places: NDArray[np.int64], used: int) -> Any:
+        """Return the mask, or the masks by name, for trees behind `used` slots.
+
+        Args:
+            ancestors: [B, N, N] bool.
+            places: [B, N] of the nodes.
+        """
+        made: dict[Reach, Tensor] = {}
+        for reach in set(self._reaches.values()):
+            if self._whole is not None and reach.whole:
+                made[reach] = self._whole.tree(ancestors, used)
+            else:
+                made[reach] = self._window(reach, ancestors, places, used)
+        if not self._keyed:
+            return next(iter(made.values()))
+        return {name: made[reach] for name, reach in self._reaches.items()}
+
+    def _window(self, reach: Reach, ancestors: Tensor, places: NDArray[np.int64], used: int) -> Tensor:
+        batch, size, _ = ancestors.shape
+        shown = np.empty((batch, 1, size, used + size), np.bool_)
+        _show(
+            self._reserved(used), places, self._first, ancestors.cpu().numpy(), used, reach.sliding, reach.chunk, shown
+        )
+        mask = torch.full(shown.shape, torch.finfo(self._dtype).min, dtype=self._dtype, device=self._device)
+        return mask.masked_fill_(torch.from_numpy(shown).to(self._device), 0)
+
+    def keep(self, counts: Sequence[int], used: int) -> None:
+        """Show, behind `used` slots, the next `counts[b]` to row b and hide the rest of those any row kept."""
+        if self._whole is not None:
+            self._whole.keep(counts, used)
+        if self._windows:
+            places = self._reserved(used + max(counts))
+            places[:, used : used + max(counts)] = _HIDDEN
+            for row, count in enumerate(counts):
+                places[row, used : used + count] = self._prompt + self._counts[row] + np.arange(count)
+                self._counts[row] += count
+
+    def hide(self, row: int, slots: Sequence[int]) -> None:
+        """Hide `slots`, which hold the latest tokens of batch row `row`."""
+        if self._whole is not None:
+            self._whole.hide(row, slots)
+        if self._windows:
+            self._places[row, list(slots)] = _HIDDEN
+            self._counts[row] -= len(slots)
+
+    def realign(self, counts: Sequence[int]) -> None:
+        """Show the first `counts[b]` slots behind the prompt to row b and hide all later ones."""
+        if self._whole is not None:
+            self._whole.realign(counts)
+        if self._windows:
+            self._places[:, self._prompt :] = _HIDDEN
+            self._counts = [0] * len(counts)
+            whole, self._whole = self._whole, None
+            self.keep(counts, self._prompt)
+            self._whole = whole
+
+    def _reserved(self, slots: int) -> NDArray[np.int64]:
+        """Return the places of at least so many slots."""
+        have = self._places.shape[1]
+        if slots > have:
+            self._places = np.pad(self._places, ((0, 0), (0, slots - have + 256)), constant_values=_HIDDEN)
+        return self._places
+
+
+_HIDDEN = -1
 
 
 class TreeMask:
@@ -114,3 +220,26 @@ def _draw(bits, start, stop, ancestors, used, hidden):  # type: ignore[no-untype
         for i in range(ancestors.shape[1]):
             for j in range(ancestors.shape[1]):
                 bits[row, 0, i, used + j] = 0 if ancestors[row, i, j] else hidden
+
+
+@kernel
+def _show(places, queries, first, ancestors, used, sliding, chunk, shown):  # type: ignore[no-untyped-def]
+    """Fill `shown` [B, 1, N, used + N]: which slots each node sees.
+
+    Args:
+        places: [B, S] of the slots, -1: hidden.
+        queries: [B, N] places of the nodes.
+        first: [B] the place of the first token, from which chunks are counted.
+    """
+    for row in range(queries.shape[0]):
+        for i in range(queries.shape[1]):
+            at, start = queries[row, i], np.int64(0)
+            if sliding > 0:
+                start = at - sliding + 1
+            if chunk > 0:
+                start = first[row] + (at - first[row]) // chunk * chunk
+            start = max(start, np.int64(0))
+            for slot in range(used):
+                shown[row, 0, i, slot] = places[row, slot] >= start
+            for j in range(queries.shape[1]):
+                shown[row, 0, i, used + j] = ancestors[row, i, j] and queries[row, j] >= start

@@ -14,6 +14,7 @@ from lookahead.cost import CostCurve, Seconds
 from lookahead.draft import Draft, FloatArray
 from lookahead.recent import RECENT, Rate, Recent, Slope
 from lookahead.switch import MARGIN, Switch
+from lookahead.trust import Trust
 
 if TYPE_CHECKING:
     from lookahead.budget import Budget
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 SIZES, ASKING = 0.3, 0.4  # of what may be explored: passes of other sizes, and drafts which have not paid lately
 _HELD = 4.0  # passes over one node: what is saved up for passes of other sizes at most
 _FRESH, _SELDOM = 8, 32  # passes after which prices are computed anew; where nothing is chosen by them
+_CAUTION = 0.5  # of what a node has to bring is what it needs to be drafted: more may be found out in the meantime
+_YOUNG = 32  # passes before which the curve changes with every one
 _IDLE = 4  # passes at rest of which but one is looked at
-_CAUTION = 0.8  # of the chance that a node needs is what it needs to be drafted: it may claim too little
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +79,8 @@ class Purse:
             included; None: any is.
     """
 
-    def __init__(self, budget: Budget, rows: int, curve: CostCurve, rate: Rate, usual: Switch) -> None:
-        self._budget, self._curve, self._rate, self._usual = budget, curve, rate, usual
+    def __init__(self, budget: Budget, rows: int, curve: CostCurve, trust: Trust, rate: Rate, usual: Switch) -> None:
+        self._budget, self._curve, self._trust, self._rate, self._usual = budget, curve, trust, rate, usual
         self._switches = [Switch(explore=ASKING * budget.explore) for _ in range(rows)]
         for switch in self._switches:
             switch.follow(usual)
@@ -91,7 +93,7 @@ class Purse:
         self._base = Recent(RECENT)  # seconds of a step outside of its pass
         self._growing, self._node_s = Slope(), 0.0
         self._last = Choice(0, "fixed", 0.0)
-        self._explored_at = -_FRESH
+        self._explored_at = self._offered_at = -_FRESH
         self._explores_from = 0.0  # seconds that an exploring pass would have been worth
         self.floors: FloatArray | None = None
 
@@ -116,7 +118,7 @@ class Purse:
     def prepare(self, rows: int, context: int) -> None:
         """Compute the prices of the next pass, in which `rows` rows draft behind `context` tokens."""
         every = _SELDOM if self._budget.fixed else _FRESH
-        if self._turns - self._priced_at >= every or (self._turns < _FRESH and not self._budget.fixed):
+        if self._turns - self._priced_at >= every or (self._curve.passes < _YOUNG and not self._budget.fixed):
             self._priced_at = self._turns
             self._seconds = self._curve.seconds(self._sizes, context=context)
             self._hull = _rising(np.diff(self._seconds))
@@ -132,6 +134,7 @@ class Purse:
         floors = np.empty(len(self._sizes), np.float32)
         floors[0] = 0.0
         floors[1:] = _CAUTION * (self._hull + self._node_s) / (token_s * max(rows, 1))
+        floors[1:] = self._trust.claims(floors[1:])
         self.floors = floors
 
     def choose(self, drafts: Mapping[int, Draft], rows: int) -> tuple[Choice, Mapping[int, Draft]]:
@@ -150,7 +153,7 @@ class Purse:
             return self._last, drafts
         expected, probes, filled = np.full(self.most + 1, float(rows)), 0, 1
         for draft in drafts.values():
-            gains = self._budget.trust.gains(draft)[: self.most]
+            gains = self._trust.gains(draft)[: self.most]
             brings = np.cumsum(gains)
             expected[1 : len(gains) + 1] += brings
             expected[len(gains) + 1 :] += brings[-1] if len(gains) else 0.0
@@ -182,7 +185,7 @@ class Purse:
         if self.most == 0:
             return
         for draft, tokens in () if self._budget.fixed else followed:
-            self._budget.trust.observe(draft, tokens)
+            self._trust.observe(draft, tokens)
         self._turns += 1
         self._elapsed_s += min(spent.step_s, self._rate.usual_s or spent.step_s)
         if not (spent.asking_s or self._budget.fixed) and self._turns % _IDLE:
@@ -252,9 +255,12 @@ class Purse:
     def _may_explore_beyond(self) -> bool:
         """Whether a pass that is larger than usual is wanted, and may be paid for."""
         unknown = [size for size in self._unknown if size - 1 > self._last.nodes]
-        if not unknown or self._curve.passes < _FRESH or self._turns < self._explored_at + _FRESH:
+        if not unknown or self._curve.passes < _FRESH or self._turns < self._offered_at + _FRESH:
             return False
-        return self._curve.hoped(min(unknown)) - float(self._seconds[self._last.nodes]) <= self._budget.saved
+        if self._curve.hoped(min(unknown)) - float(self._seconds[self._last.nodes]) > self._budget.saved:
+            return False
+        self._offered_at = self._turns  # so many nodes take time to draft, whether they run or not
+        return True
 
     def _explored(self, expected: Seconds, seconds: Seconds, nodes: int, token_s: float) -> int | None:
         """Return another number of nodes, of which too little is known, where trying it may cost no more than is saved.

@@ -8,6 +8,7 @@ import numpy as np
 
 RECENT = 16  # passes that are looked at
 _LEAST = 8  # drafts before anything is said of them
+_TEXTS, _FEW, _BEFORE = 4, 4, 1.0  # texts that count, passes that make one, and those that earlier ones are worth
 
 
 class Recent:
@@ -54,24 +55,55 @@ class Recent:
 
 
 class Rate:
-    """Seconds a token took of late.
+    """Seconds a token took of late in one text.
+
+    Args:
+        usual_token_s: what was usual in other texts, taken for as much as `_BEFORE` passes say; 0: not known.
+        usual_s: seconds that a pass counts for at most, likewise.
 
     Attributes:
         token_s: seconds a token; 0 before anything is known.
         usual_s: seconds that a pass counts for at most.
+        passes: that were taken in.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, usual_token_s: float = 0.0, usual_s: float = 0.0) -> None:
         self._seconds, self._tokens = Recent(RECENT), Recent(RECENT)
-        self.token_s = self.usual_s = 0.0
+        self._before = usual_token_s
+        self.token_s, self.usual_s = usual_token_s, usual_s
+        self.passes = 0
 
     def add(self, seconds: float, tokens: int) -> None:
         """Take in a pass. One that took far longer than usual counts as a long one, no more."""
+        self.passes += 1
         self._seconds.add(seconds)
         self._tokens.add(tokens)
-        total = self._tokens.total
-        self.token_s = self._seconds.mean * len(self._seconds) / total if total else 0.0
         self.usual_s = 3.0 * self._seconds.median
+        total, known = self._tokens.total, len(self._seconds)
+        if total:
+            self.token_s = self._seconds.mean * known / total
+            if self._before:
+                self.token_s *= (self._before / self.token_s) ** (_BEFORE / (_BEFORE + known))
+
+
+class UsualRate:
+    """Seconds a token took in earlier texts: each begins with it, and soon goes its own way."""
+
+    def __init__(self) -> None:
+        self._texts, self._token_s = 0, 0.0
+        self._last = Rate()
+
+    def begin(self) -> Rate:
+        """Return the rate of another text; what the one before it has shown is taken in now."""
+        last = self._last
+        if last.passes >= _FEW:
+            self._texts += 1
+            self._token_s *= (
+                (last.token_s / self._token_s) ** (1.0 / min(self._texts, _TEXTS)) if self._token_s else 0.0
+            )
+            self._token_s = self._token_s or last.token_s
+        self._last = Rate(self._token_s, last.usual_s)
+        return self._last
 
 
 class Slope:

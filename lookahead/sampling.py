@@ -89,6 +89,7 @@ class Sampler:
         recorder: receives scores and logits, where the caller returns them.
         ordered: something else (a stopping criterion of the user's) may draw random numbers between two columns.
         ahead: drafters may look at the noise of coming columns, see `foresee`.
+        together: the model has all rows go on by as many tokens.
 
     Attributes:
         lockstep: whether all rows have to be picked together, column by column: a processor that may look at other
@@ -110,6 +111,7 @@ class Sampler:
         recorder: Recorder | None = None,
         ordered: bool = False,
         ahead: bool = False,
+        together: bool = False,
     ) -> None:
         self._processors, self._sample, self._rows, self._device = processors, do_sample, rows, device
         self._recorder = recorder
@@ -127,7 +129,7 @@ class Sampler:
         self.foresight: Foresight | None = None
         self.learns = True
         self._ahead = ahead and ledger
-        self.lockstep = rows > 1 and (not local or (do_sample and not ledger))
+        self.lockstep = rows > 1 and (together or not local or (do_sample and not ledger))
         self._logits: Tensor
         self._scores: Tensor | None = None
         self.picks: IntArray = np.zeros((rows, 0), np.int32)

@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicCache
 from lookahead.cache import TreeCache
 from lookahead.draft import Draft
 from lookahead.families import Family
-from lookahead.mask import TreeMask
+from lookahead.mask import TreeMasks
 
 
 class Watch:
@@ -49,7 +49,7 @@ class Target:
 
     Args:
         model: a causal language model.
-        family: its row of the table of served architectures.
+        family: how drafts run through it.
         cache: its ordinary cache after the prefill; taken over until `give_back`.
         prompt_mask: [B, P] bool over all cached positions; None when nothing is padding.
         last_position: [B] int64, the position id of the last prompt token of each row.
@@ -68,16 +68,19 @@ class Target:
         last_position: Tensor,
         room: int,
     ) -> None:
-        self._model, self._inputs = model, dict(family.inputs)
-        self._positions = model.config.max_position_embeddings if family.position_table else None
+        self._model, self._family, self._inputs = model, family, dict(family.inputs)
+        self._table = family.table
         rows = last_position.shape[0]
         self.cache = TreeCache(cache, rows=rows, room=room)
         # A model that is spread or offloaded has no one device; inputs go where its first keys are.
-        self._device = self.cache.layers[0].device
+        self._device = self.cache.attention[0].device
         self._padded = prompt_mask is not None
         if prompt_mask is None:
             prompt_mask = torch.ones((rows, self.cache.prompt), dtype=torch.bool)
-        self._mask = TreeMask(prompt_mask.to(self._device), self.cache.layers[0].dtype)
+        self._prompt_mask = prompt_mask.to(self._device)
+        self._masks = TreeMasks(
+            prompt_mask.to(self._device), self.cache.attention[0].dtype, dict(family.reaches), keyed=family.keyed
+        )
         self.prepared_s = 0.0
         self._watch = Watch(self._device)
         self._next_position = last_position.cpu().numpy() + 1
@@ -88,15 +91,20 @@ class Target:
         return self._watch.seconds
 
     @property
+    def linear(self) -> bool:
+        """Whether drafts have to be chains."""
+        return self._family.shape == "linear"
+
+    @property
     def runs_apart(self) -> bool:
         """Whether the model runs on a device of its own, while the host has time to spare."""
         return bool(self._device.type != "cpu")
 
     def depth(self, row: int, column: int) -> int | None:
         """Return how deep a draft of `row` may go under its node 0 at `column`; None: as deep as it likes."""
-        if self._positions is None:
+        if self._table is None:
             return None
-        return max(int(self._positions) - 1 - int(self._next_position[row]) - column, 0)
+        return max(self._table - 1 - int(self._next_position[row]) - column, 0)
 
     def forward(self, drafts: Sequence[Draft], columns: Sequence[int]) -> Tensor:
         """Return the logits [B, N, V] of all nodes of all drafts; rows with fewer nodes are padded at the end.
@@ -115,16 +123,17 @@ class Target:
             inputs[1, row] = self._next_position[row] + columns[row]
             inputs[1, row, :n] += draft.depth
         ids, positions = torch.from_numpy(inputs).to(self._device)
-        mask = self._attention_mask(drafts, size)
+        mask = self._attention_mask(drafts, columns, size)
+        given = {"position_ids": positions} if self._family.positions else {}
         self.prepared_s = time.perf_counter() - begin
         with self._watch:
             outputs = self._model(
                 input_ids=ids,
-                position_ids=positions,
                 attention_mask=mask,
                 past_key_values=self.cache,
                 use_cache=True,
                 return_dict=True,
+                **given,
                 **self._inputs,
             )
         return outputs.logits  # type: ignore[no-any-return]
@@ -134,28 +143,47 @@ class Target:
         counts = [len(path) for path in paths]
         if max(counts) == 0:
             return
-        self._mask.keep(counts, self.cache.used)
+        if self.linear:  # its mask is made from what the cache holds
+            self.cache.keep(paths)
+            return
+        self._masks.keep(counts, self.cache.used)
         self.cache.keep(paths)
         if self.cache.wants_realign():
             self.cache.realign()
-            self._mask.realign([len(self.cache.generated(row)) for row in range(len(paths))])
+            self._masks.realign([len(self.cache.generated(row)) for row in range(len(paths))])
 
     def drop(self, row: int, count: int) -> None:
         """Forget the last `count` kept tokens of `row`."""
-        self._mask.hide(row, self.cache.drop(row, count))
+        slots = self.cache.drop(row, count)
+        if not self.linear:
+            self._masks.hide(row, slots)
 
     def give_back(self, cache: DynamicCache, tokens: int) -> None:
         """Fill `cache` with prompt and first `tokens` generated tokens, as an ordinary cache."""
         self.cache.give_back(cache, tokens)
 
-    def _attention_mask(self, drafts: Sequence[Draft], size: int) -> Tensor | None:
+    def _attention_mask(self, drafts: Sequence[Draft], columns: Sequence[int], size: int) -> Any:
+        if self.linear:
+            return self._padding_mask(size)
         if size == 1 and not self._padded and not self.cache.has_holes:
             return None
         if len(drafts) == 1:
-            return self._mask.tree(torch.from_numpy(drafts[0].ancestors()[None]).to(self._device), self.cache.used)
-        ancestors = np.zeros((len(drafts), size, size), np.bool_)
-        ancestors[:, range(size), range(size)] = True
+            ancestors = drafts[0].ancestors()[None]
+        else:
+            ancestors = np.zeros((len(drafts), size, size), np.bool_)
+            ancestors[:, range(size), range(size)] = True
+            for row, draft in enumerate(drafts):
+                n = len(draft)
+                ancestors[row, :n, :n] = draft.ancestors()
+        places = np.zeros((len(drafts), size), np.int64)
         for row, draft in enumerate(drafts):
-            n = len(draft)
-            ancestors[row, :n, :n] = draft.ancestors()
-        return self._mask.tree(torch.from_numpy(ancestors).to(self._device), self.cache.used)
+            places[row] = self.cache.prompt + columns[row]
+            places[row, : len(draft)] += draft.depth
+        return self._masks.tree(torch.from_numpy(ancestors).to(self._device), places, self.cache.used)
+
+    def _padding_mask(self, size: int) -> Tensor | None:
+        """Return [B, S + N] int64, 1 where a slot holds a token, for models that make their masks themselves."""
+        if not self._padded:
+            return None
+        generated = self.cache.used - self.cache.prompt + size
+        return torch.nn.functional.pad(self._prompt_mask.to(torch.int64), (0, generated), value=1)

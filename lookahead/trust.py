@@ -11,11 +11,14 @@ from lookahead.sources.codes import GRAMMAR
 
 _GRAMMAR = GRAMMAR
 _WIDEST = 6.0  # log-odds of a claim
+_DEEP = np.log(3.0)  # of a node that is not under the root, as far as one depth stands for all
 _MEMORY = 0.98  # of what is known, after one more draft
 _WORTH = 4.0  # nodes that a draft counts for at most: they are right or wrong together
 _START = np.array([1.0, 0.0, 0.0, 1.0, 0.0])  # claims are chances
-_FIRM = np.array([10.0, 0.3, 0.3, 10.0, 0.3])  # how firmly that is believed
-_N = len(_START)
+_TEXTS = 8  # that count for what is usual
+_FIRST = np.array([60.0, 15.0, 15.0, 60.0, 15.0])  # how firmly that is believed when a text begins,
+_FIRM = np.array([10.0, 0.3, 0.3, 10.0, 0.3])  # and later on
+_N, _UNDER = len(_START), 3  # coefficients, and the first of those for nodes under the root
 _RANKS = 4097
 _SHARE = 0.5  # of a draft's own chances in what its nodes are expected to bring; the rest is the usual of their rank
 _DOUBT, _OFTEN = 4.0, 48.0  # drafts that an average needs to be believed half, and after which old ones fade
@@ -31,41 +34,67 @@ class Trust:
 
     Chances of one draft err together, and drafts that promise much keep less. So what the n-th node of a draft brings,
     by falling claims, is expected to lie between its own chance and what n-th nodes brought of late.
+
+    Args:
+        usual: the line that it begins with, and comes back to.
+
+    Attributes:
+        drafts: that were taken in.
     """
 
-    def __init__(self) -> None:
-        self._line = _START.copy()
-        self._known = np.diag(_FIRM)
+    def __init__(self, usual: NDArray[np.float64] = _START) -> None:
+        self._line, self._usual = usual.copy(), usual
+        self._known = np.diag(_FIRST)
         self._ranks = np.zeros((2, _RANKS))  # n-th nodes that were right, and all
+        self.drafts = 0
 
     def gains(self, draft: Draft) -> FloatArray:
         """Return [A] float32: what the acceptable nodes below the root are expected to bring, by falling claims."""
         out = np.empty(len(draft), np.float32)
-        used = _expect(draft.path_weight(), self.chances(draft), draft.probe, self._ranks, out)
+        used = _expect(draft.parents, draft.weight, draft.probe, draft.source, self._line, self._ranks, out)
         gains: FloatArray = out[:used]
         return gains
 
     def chances(self, draft: Draft) -> FloatArray:
         """Return [N] float32: the chance that each node is accepted; never more than its parent's, 0 for probes."""
-        chances = np.ones(len(draft), np.float32)
-        _judge(draft.parents, draft.weight, draft.probe, draft.source, self._line, chances)
+        claims, chances = np.ones(len(draft), np.float32), np.ones(len(draft), np.float32)
+        _judge(draft.parents, draft.weight, draft.probe, draft.source, self._line, claims, chances)
         return chances
+
+    def claims(self, gains: FloatArray) -> FloatArray:
+        """Return [A] float32: the least claims of the first, second, … nodes that are expected to bring `gains`."""
+        claims = np.empty_like(gains)
+        _claim(self._line, self._ranks, gains, claims)
+        return claims
 
     def observe(self, draft: Draft, tokens: NDArray[np.int64]) -> None:
         """Take in the tokens that followed the root of a draft, whether its nodes ran or not."""
         if len(draft) < 2:
             return
-        slope, known = np.zeros(_N), np.zeros((_N, _N))
-        there = np.ones(len(draft), np.int8)
-        arrays = draft.tokens, draft.parents, draft.weight, draft.probe, draft.depth, draft.source
-        counted = _learn(*arrays, tokens, self._line, there, slope, known)
-        _rank(draft.path_weight(), self.chances(draft), draft.probe, there, self._ranks)
-        worth = min(1.0, _WORTH / max(counted, 1.0))
-        # What fades is replaced by the belief in the start.
-        self._known = _MEMORY * self._known + (1.0 - _MEMORY) * np.diag(_FIRM) + worth * known
-        slope = worth * slope + (1.0 - _MEMORY) * _FIRM * (_START - self._line)
-        self._line = self._line + np.linalg.solve(self._known, slope)
-        self._line[[0, 3]] = np.maximum(self._line[[0, 3]], 0.1)
+        self.drafts += 1
+        tree = draft.tokens, draft.parents, draft.weight, draft.probe, draft.depth, draft.source
+        _observe(*tree, tokens, self._usual, self._line, self._known, self._ranks)
+
+    @property
+    def line(self) -> NDArray[np.float64]:
+        """[5] what turns claims into chances: slope, intercept, slope by depth; slope and intercept under the root."""
+        return self._line
+
+
+class UsualTrust:
+    """How far drafts could be believed in earlier texts: each begins with it, and soon goes its own way."""
+
+    def __init__(self) -> None:
+        self._line, self._texts = _START.copy(), 0
+        self._last = Trust()
+
+    def begin(self) -> Trust:
+        """Return the trust of another text; what the one before it has shown is taken in now."""
+        if self._last.drafts:
+            self._texts += 1
+            self._line += (self._last.line - self._line) / min(self._texts, _TEXTS)
+        self._last = Trust(self._line.copy())
+        return self._last
 
 
 @njit(cache=True)
@@ -91,8 +120,24 @@ def _chance(line, claim, depth, x):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _judge(parents, weight, probe, source, line, chances):  # type: ignore[no-untyped-def]
-    claims, depth, x = np.ones(len(parents)), np.zeros(len(parents), np.int64), np.empty(_N)
+def _claim(line, ranks, gains, claims):  # type: ignore[no-untyped-def]
+    """Do the reverse of `_expect`, for nodes of any depth."""
+    least = 0.0
+    for rank in range(len(gains)):
+        seen = ranks[1, rank] + _DOUBT
+        own = _SHARE + (1.0 - _SHARE) * _DOUBT / seen
+        chance = (gains[rank] - (1.0 - _SHARE) * ranks[0, rank] / seen) / own
+        chance = min(max(chance, 1e-6), 1.0 - 1e-6)
+        z = np.log(chance / (1.0 - chance))
+        odds = min((z - line[4]) / line[3], (z - line[1] - line[2] * _DEEP) / line[0])
+        least = max(least, 1.0 / (1.0 + np.exp(-max(min(odds, _WIDEST), -_WIDEST))))
+        claims[rank] = least
+
+
+@njit(cache=True)
+def _judge(parents, weight, probe, source, line, claims, chances):  # type: ignore[no-untyped-def]
+    """Fill claims (path weights) and chances; both are 1 at the root."""
+    depth, x = np.zeros(len(parents), np.int64), np.empty(_N)
     for i in range(1, len(parents)):
         above, certain = parents[i], _certain(weight[i], source[i])
         claims[i], depth[i] = claims[above] * weight[i], depth[above] + (0 if certain else 1)
@@ -103,15 +148,68 @@ def _judge(parents, weight, probe, source, line, chances):  # type: ignore[no-un
 
 
 @njit(cache=True)
+def _expect(parents, weight, probe, source, line, ranks, out):  # type: ignore[no-untyped-def]
+    n, rank = len(parents), 0
+    claims, chances = np.ones(n, np.float32), np.ones(n, np.float32)
+    _judge(parents, weight, probe, source, line, claims, chances)
+    for i in np.argsort(-claims, kind="mergesort"):
+        if i > 0 and not probe[i]:
+            usual = (ranks[0, rank] + _DOUBT * chances[i]) / (ranks[1, rank] + _DOUBT)
+            out[rank] = _SHARE * chances[i] + (1.0 - _SHARE) * usual if chances[i] > 0.0 else 0.0
+            rank += 1
+    return rank
+
+
+@njit(cache=True)
+def _observe(known, parents, weight, probe, places, source, tokens, usual, line, firm, ranks):  # type: ignore[no-untyped-def]
+    """Move the line (by a step of Newton's method), how firmly it is known, and the counts of the n-th nodes."""
+    n = len(parents)
+    claims, chances = np.ones(n, np.float32), np.ones(n, np.float32)
+    _judge(parents, weight, probe, source, line, claims, chances)
+    # 1 on the way of the text, 0 off it, -1 beyond its last token, where nobody knows.
+    there, slope, curvature = np.ones(n, np.int8), np.zeros(_N), np.zeros((_N, _N))
+    under, deeper = _learn(known, parents, weight, probe, places, source, tokens, line, there, slope, curvature)
+    _rank(claims, chances, probe, there, ranks)
+    for a in range(_N):
+        worth = min(1.0, _WORTH / max(under if a >= _UNDER else deeper, 1.0))
+        slope[a] = worth * slope[a] + (1.0 - _MEMORY) * _FIRM[a] * (usual[a] - line[a])
+        for b in range(_N):
+            firm[a, b] = _MEMORY * firm[a, b] + worth * curvature[a, b]
+        firm[a, a] += (1.0 - _MEMORY) * _FIRM[a]  # what fades is replaced by the belief in the start
+    _solve(firm.copy(), slope)
+    for a in range(_N):
+        line[a] += slope[a]
+    line[0], line[3] = max(line[0], 0.1), max(line[3], 0.1)
+
+
+@njit(cache=True)
+def _solve(matrix, x):  # type: ignore[no-untyped-def]
+    """Solve matrix @ y = x for a positive definite matrix; y replaces x."""
+    n = len(x)
+    for k in range(n):
+        for i in range(k + 1, n):
+            factor = matrix[i, k] / matrix[k, k]
+            x[i] -= factor * x[k]
+            for j in range(k, n):
+                matrix[i, j] -= factor * matrix[k, j]
+    for k in range(n - 1, -1, -1):
+        for j in range(k + 1, n):
+            x[k] -= matrix[k, j] * x[j]
+        x[k] /= matrix[k, k]
+
+
+@njit(cache=True)
 def _learn(known, parents, weight, probe, places, source, tokens, line, there, slope, curvature):  # type: ignore[no-untyped-def]
-    """Add what the nodes of a draft say to slope and curvature of the likelihood; return how many say something.
+    """Add what the nodes of a draft say to slope and curvature of the likelihood.
+
+    Return how many nodes under the root, and how many deeper ones, say something.
 
     Args:
         there: set to 1 for nodes on the way of the text, 0 off it, -1 beyond its last token, where nobody knows.
     """
     n = len(parents)
     claims, depth, x = np.ones(n), np.zeros(n, np.int64), np.empty(_N)
-    counted = 0.0
+    under, deeper = 0.0, 0.0
     for i in range(1, n):
         above, certain = parents[i], _certain(weight[i], source[i])
         claims[i], depth[i] = claims[above] * weight[i], depth[above] + (0 if certain else 1)
@@ -121,23 +219,15 @@ def _learn(known, parents, weight, probe, places, source, tokens, line, there, s
         if there[i] < 0 or probe[i] or certain or claims[i] == 0.0:
             continue
         chance = _chance(line, claims[i], depth[i], x)
-        counted += 1.0
+        if depth[i] == 1:
+            under += 1.0
+        else:
+            deeper += 1.0
         for a in range(_N):
             slope[a] += (there[i] - chance) * x[a]
             for b in range(_N):
                 curvature[a, b] += chance * (1.0 - chance) * x[a] * x[b]
-    return counted
-
-
-@njit(cache=True)
-def _expect(claims, chances, probe, ranks, out):  # type: ignore[no-untyped-def]
-    rank = 0
-    for i in np.argsort(-claims, kind="mergesort"):
-        if i > 0 and not probe[i]:
-            usual = (ranks[0, rank] + _DOUBT * chances[i]) / (ranks[1, rank] + _DOUBT)
-            out[rank] = _SHARE * chances[i] + (1.0 - _SHARE) * usual if chances[i] > 0.0 else 0.0
-            rank += 1
-    return rank
+    return under, deeper
 
 
 @njit(cache=True)

@@ -45,7 +45,7 @@ class DicePurse(Purse):
     def choose(self, drafts: Mapping[int, Draft], rows: int) -> tuple[Choice, Mapping[int, Draft]]:
         choice, _ = super().choose(drafts, rows)
         nodes = min(self.random.choice((0, 1, 2, self.most // 2, self.most)), self.most)
-        chances = {row: self._budget.trust.chances(draft) for row, draft in drafts.items()}
+        chances = {row: self._trust.chances(draft) for row, draft in drafts.items()}
         kept = {row: draft.trim(nodes, chances[row]) for row, draft in drafts.items()}
         return Choice(nodes if drafts else 0, choice.why, choice.expected, choice.token_s, choice.row_s), kept
 

@@ -208,7 +208,8 @@ def test_only_ordinary_caches_are_taken() -> None:
     require_ordinary(DynamicCache(config=config))
     sliding = DynamicCache()
     sliding.layers.append(DynamicSlidingWindowLayer(8))
-    others = [StaticCache(config=config, max_cache_len=8), DynamicCache(offloading=True), sliding, None, ()]
+    require_ordinary(sliding)
+    others = [StaticCache(config=config, max_cache_len=8), DynamicCache(offloading=True), None, ()]
     for cache in others:
         with pytest.raises(UnsupportedCache, match=r"call model\.generate\(\)"):
             require_ordinary(cache)

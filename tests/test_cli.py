@@ -415,8 +415,8 @@ def damage(folder: Path, what: str) -> None:
         case "no tokenizer":
             (folder / "tokenizer.json").unlink()
             (folder / "tokenizer_config.json").unlink()
-        case "not served yet":
-            (folder / "config.json").write_text(json.dumps({"model_type": "bloom"}))
+        case "not served":
+            (folder / "config.json").write_text(json.dumps({"model_type": "t5"}))
 
 
 @pytest.mark.parametrize(
@@ -428,7 +428,7 @@ def damage(folder: Path, what: str) -> None:
         "cannot load its weights",
         "the weights lack",
         "no tokenizer",
-        "not served yet",
+        "not served",
     ],
 )
 def test_damaged_models_are_refused(copy: Path, capsys: pytest.CaptureFixture[str], what: str) -> None:

@@ -138,17 +138,11 @@ def _says_what_to_do(error: Exception) -> None:
 _SMALL = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 _GROUPED = _SMALL | {"num_key_value_heads": 2, "intermediate_size": 48}
 UNSUPPORTED: dict[str, Callable[[], Any]] = {
-    "gemma2": lambda: hf.Gemma2ForCausalLM(hf.Gemma2Config(**_GROUPED, head_dim=8)),
-    "bloom": lambda: hf.BloomForCausalLM(hf.BloomConfig(**_SMALL)),
-    "falcon": lambda: hf.FalconForCausalLM(hf.FalconConfig(**_SMALL)),
-    "mamba": lambda: hf.MambaForCausalLM(hf.MambaConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2)),
-    "t5": lambda: hf.T5ForConditionalGeneration(
+    "keep a state": lambda: hf.MambaForCausalLM(hf.MambaConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2)),
+    "encoder-decoder": lambda: hf.T5ForConditionalGeneration(
         hf.T5Config(vocab_size=VOCAB, d_model=32, d_ff=48, num_layers=1, num_heads=4, decoder_start_token_id=0)
     ),
-    "sliding_window=None": lambda: hf.MistralForCausalLM(hf.MistralConfig(**_GROUPED, sliding_window=16)),
-    "sliding_attention": lambda: hf.Qwen2ForCausalLM(
-        hf.Qwen2Config(**_GROUPED, layer_types=["full_attention", "sliding_attention"])
-    ),
+    "layers of conv": lambda: hf.Lfm2ForCausalLM(hf.Lfm2Config(**_GROUPED, layer_types=["conv", "full_attention"])),
     "encoder": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**_SMALL, add_cross_attention=True)),
 }
 

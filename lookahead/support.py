@@ -1,0 +1,250 @@
+"""Whether, and how, a model is served: what its config says, tried out on the model itself where nobody has before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from lookahead.draft import Draft
+from lookahead.errors import LookaheadError, UnsupportedModel
+from lookahead.families import INSTEAD, TRIED, Family, families_of, require_usable, text_config
+from lookahead.target import Target
+
+PADDING = 3
+PROMPT, WINDOW = 14, 6  # tokens of the check; how far windows and chunks reach in it, so that they matter
+_EXACT, _ROUGH = 1e-3, 2e-2  # difference of logits, over their spread, that is rounding in 32 bits and in 16
+_NOISE = 4.0  # times what `transformers` itself differs between many tokens in a pass and one
+_BROKEN = 20.0  # times what is rounding: so much is no noise
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """How a model is served.
+
+    Attributes:
+        kind: "tree", "linear" (drafts are chains), or "refused".
+        reason: why it is not better, in words; "" for trees.
+        checked: whether that was tried out on the model itself.
+        difference: largest difference of logits between a draft and single tokens, over their spread, as measured.
+    """
+
+    kind: Literal["tree", "linear", "refused"]
+    reason: str = ""
+    checked: bool = False
+    difference: float | None = None
+    family: Family | None = field(default=None, repr=False)
+
+
+def supports(model: Any) -> Support:
+    """Say how `model` is served. Never raises because of the model.
+
+    The first time, an architecture that is not well known runs some twenty tokens. The answer is kept with the model.
+
+    >>> lookahead.supports(model).kind
+    'tree'
+    """
+    try:
+        require_usable(model, prompt=1, longest=1)
+    except UnsupportedModel as error:
+        return Support("refused", str(error))
+    return _known(model)
+
+
+def family_of(model: Any) -> Family:
+    """Return how drafts run through `model`.
+
+    Raises:
+        UnsupportedModel: they do not.
+    """
+    found = _known(model)
+    if found.family is None:
+        raise UnsupportedModel(found.reason)
+    return found.family
+
+
+_FOUND: WeakKeyDictionary[Any, dict[str, Support]] = WeakKeyDictionary()
+
+
+def _known(model: Any) -> Support:
+    """Return what was found out about `model` with its attention implementation."""
+    found = _FOUND.setdefault(model, {})
+    kind = text_config(model)._attn_implementation
+    if kind not in found:
+        found[kind] = _judge(model)
+    return found[kind]
+
+
+def _judge(model: Any) -> Support:
+    try:
+        families = families_of(model)
+    except UnsupportedModel as error:
+        return Support("refused", str(error))
+    if model.config.model_type in TRIED:
+        return Support("tree", family=families[0])
+    training = model.training
+    try:
+        with torch.no_grad(), _short_windows(text_config(model)):
+            return _tried(model, families_of(model), families)
+    except Exception as error:
+        said = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        return Support(
+            "refused", f"{type(model).__name__} cannot be served: a trial of it failed ({said[0]}); {INSTEAD}"
+        )
+    finally:
+        model.train(training)
+
+
+def _tried(model: Any, shortened: Sequence[Family], families: Sequence[Family]) -> Support:
+    """Return the first of the families that gives the logits of single tokens, behind padding too."""
+    name, positions = type(model).__name__, families[0].positions
+    trials = [Trial(model, positions=positions, padding=padding) for padding in (0, PADDING)]
+    trials = [trial for trial in trials if not (trial.padding and trial.undefined)]
+    for trial in trials:
+        if not trial.noise <= _BROKEN * trial.rounding:
+            reason = f"passes over several tokens differ from passes over one by {trial.noise:.2g} of the spread of the"
+            return Support("refused", f"{name} cannot be served: {reason} logits; {INSTEAD}", True, trial.noise)
+    differences: list[float] = []
+    for short, family in zip(shortened, families, strict=True):
+        each = [trial.difference(short) for trial in trials]
+        if all(one <= trial.allowed for one, trial in zip(each, trials, strict=True)):
+            reason = "" if family.shape == "tree" else _why_linear(differences)
+            return Support(family.shape, reason, True, max(each), family)
+        differences.append(max(each))
+    worst = min(differences)
+    reason = f"{name} cannot be served: drafts change its logits by {worst:.2g} of their spread; {INSTEAD}"
+    return Support("refused", reason, True, worst)
+
+
+def _why_linear(differences: Sequence[float]) -> str:
+    """Return why drafts have to be chains, from the differences that trees made."""
+    if not differences:
+        return "it takes no position_ids, so that two tokens cannot stand at one place"
+    if min(differences) == float("inf"):
+        return "it takes no mask for single tokens"
+    return f"a tree mask changes its logits by {min(differences):.2g} of their spread"
+
+
+class Trial:
+    """A short text, run token by token and as drafts.
+
+    Args:
+        positions: whether the model is given positions, as `generate()` gives them.
+        padding: tokens of padding before the text.
+
+    Attributes:
+        allowed: difference of logits that may be noise.
+        undefined: whether single tokens have logits that are no numbers, as behind padding in some models.
+        rounding: a difference that is none, for the model's dtype.
+        noise: how much `transformers` itself differs, over the spread of the logits.
+    """
+
+    # Node by node: the root, two branches under it, and what was drafted under the second one in the next pass.
+    _PARENTS = (-1, 0, 0, 1, 2, 4)
+    _KEPT = (0, 2, 4)
+
+    def __init__(self, model: Any, *, positions: bool, padding: int) -> None:
+        self._model, self._positions, self.padding = model, positions, padding
+        vocab, device = int(text_config(model).vocab_size), model.get_input_embeddings().weight.device
+        tokens = np.random.default_rng(0).permutation(max(vocab, 32))[:32] % vocab
+        self._prompt = torch.from_numpy(np.append(tokens[:padding], tokens[:PROMPT])[None]).to(device)
+        self._tokens = [int(token) for token in tokens[PROMPT : PROMPT + len(self._PARENTS)]]
+        self._later = [int(token) for token in tokens[-3:]]
+        paths = [Draft(np.array(self._tokens), np.array(self._PARENTS)).path(node) for node in range(len(self._tokens))]
+        self._alone = [self._stepped([self._tokens[node] for node in path])[-1] for path in paths]
+        chain = [*(self._tokens[node] for node in self._KEPT), *self._later]
+        self._chain = self._stepped(chain)
+        self.spread = float(torch.stack(self._chain).float().std())
+        self.rounding = _EXACT if self._chain[0].dtype in (torch.float32, torch.float64) else _ROUGH
+        self.noise = self._apart(self._at_once(chain), self._chain)
+        self.undefined = not bool(torch.stack([*self._chain, *self._alone]).isfinite().any(-1).all())
+        self.allowed = max(self.rounding, _NOISE * self.noise)
+
+    def difference(self, family: Family) -> float:
+        """Return how much logits of drafts differ from those of single tokens; infinite where drafts do not run."""
+        try:
+            found, expected = (self._as_tree if family.shape == "tree" else self._as_chain)(family)
+        except LookaheadError:
+            raise
+        except Exception:  # a mask of the wrong kind fails in as many ways as there are models
+            return float("inf")
+        return self._apart(found, expected)
+
+    def _as_tree(self, family: Family) -> tuple[list[Tensor], list[Tensor]]:
+        target = self._target(family)
+        first = target.forward([Draft(np.array(self._tokens), np.array(self._PARENTS))], [0])[0]
+        target.keep([list(self._KEPT)])
+        second = target.forward([Draft.chain(self._later)], [len(self._KEPT)])[0]
+        return [*first, *second], [*self._alone, *self._chain[len(self._KEPT) :]]
+
+    def _as_chain(self, family: Family) -> tuple[list[Tensor], list[Tensor]]:
+        target = self._target(family)
+        first = target.forward([Draft.chain([self._tokens[node] for node in self._KEPT] + self._tokens[:2])], [0])[0]
+        target.keep([list(range(len(self._KEPT)))])
+        second = target.forward([Draft.chain(self._later)], [len(self._KEPT)])[0]
+        return [*first[: len(self._KEPT)], *second], self._chain
+
+    def _target(self, family: Family) -> Target:
+        cache = DynamicCache()
+        self._plain(self._prompt, cache)
+        last = torch.tensor([PROMPT - 1 if self._positions else self._prompt.shape[1] - 1])
+        return Target(self._model, family, cache, self._mask(0) > 0 if self.padding else None, last, room=16)
+
+    def _stepped(self, tokens: Sequence[int]) -> list[Tensor]:
+        """Return the logits behind each of `tokens`, run one by one behind the prompt."""
+        cache, ids = DynamicCache(), self._prompt.new_tensor([tokens])
+        self._plain(self._prompt, cache)
+        return [self._plain(ids[:, i : i + 1], cache, i)[-1] for i in range(len(tokens))]
+
+    def _at_once(self, tokens: Sequence[int]) -> list[Tensor]:
+        """Return them as `transformers` computes them in one pass."""
+        cache = DynamicCache()
+        self._plain(self._prompt, cache)
+        return list(self._plain(self._prompt.new_tensor([tokens]), cache, 0))
+
+    def _plain(self, ids: Tensor, cache: DynamicCache, start: int | None = None) -> Tensor:
+        """Return the logits [N, V] of a pass as `generate()` makes it: `start` tokens behind the prompt, or over it"""
+        given: dict[str, Tensor] = {}
+        length = ids.shape[1]
+        if self.padding:
+            given["attention_mask"] = self._mask(0 if start is None else start + length)
+        if self._positions:
+            first = 0 if start is None else self._prompt.shape[1] + start
+            places = torch.arange(first, first + length, device=ids.device)[None] - self.padding
+            given["position_ids"] = places.clamp(min=0)
+        logits: Tensor = self._model(input_ids=ids, past_key_values=cache, use_cache=True, **given).logits[0]
+        return logits
+
+    def _mask(self, generated: int) -> Tensor:
+        """Return [1, S], 0 where there is padding."""
+        mask = self._prompt.new_ones((1, self._prompt.shape[1] + generated))
+        mask[:, : self.padding] = 0
+        return mask
+
+    def _apart(self, found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+        difference = float((torch.stack(list(found)).float() - torch.stack(list(expected)).float()).abs().max())
+        return difference / max(self.spread, 1e-12) if difference == difference else float("inf")
+
+
+@contextmanager
+def _short_windows(config: Any) -> Iterator[None]:
+    """Let windows and chunks of attention be short meanwhile, so that a short text tells whether they are kept."""
+    before = {
+        name: getattr(config, name)
+        for name in ("sliding_window", "attention_chunk_size")
+        if isinstance(getattr(config, name, None), int) and getattr(config, name) > WINDOW
+    }
+    try:
+        for name in before:
+            setattr(config, name, WINDOW)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)
