@@ -9,7 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    Cache,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    EncoderDecoderCache,
+)
 
 from lookahead.errors import UnsupportedCache
 
@@ -115,6 +121,11 @@ class TreeCache(Cache):  # type: ignore[misc]
         self._slots: list[list[int]] = [[] for _ in range(rows)]
 
     @property
+    def device(self) -> torch.device:
+        """Where its first keys are."""
+        return self.attention[0].device
+
+    @property
     def used(self) -> int:
         """Slots in use, holes included."""
         return self.attention[0].used
@@ -206,7 +217,7 @@ def require_ordinary(cache: Any) -> None:
     if getattr(cache, "offloading", False):
         raise UnsupportedCache(f"the cache is offloaded, which is not supported here; {advice}")
     for i, layer in enumerate(cache.layers):
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) and not _is_dummy(layer):
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) and not (_is_dummy(layer) or is_state(layer)):
             name = type(layer).__name__
             raise UnsupportedCache(
                 f"layer {i} of the {kind} is a {name}, which cannot drop rejected tokens; "
@@ -214,16 +225,39 @@ def require_ordinary(cache: Any) -> None:
             )
 
 
+def length_of(cache: Any, tokens: int) -> int:
+    """Return how many tokens `cache` has seen; states do not tell, so for them it is `tokens`."""
+    keys = any(getattr(layer, "keys", None) is not None for layer in cache.layers)
+    return int(cache.get_seq_length()) if keys else tokens
+
+
+def apart(cache: Any) -> tuple[Any, DynamicCache | None]:
+    """Return the cache of the text itself, and that of the encoder's states, where there is one."""
+    if type(cache) is EncoderDecoderCache:
+        return cache.self_attention_cache, cache.cross_attention_cache
+    return cache, None
+
+
+def joined(cache: Any, cross: DynamicCache | None) -> Any:
+    """Return what `apart` takes apart."""
+    return cache if cross is None else EncoderDecoderCache(cache, cross)
+
+
 def opened(cache: DynamicCache) -> DynamicCache:
     """Return a cache with what `cache` holds, whose layers keep every position; `cache` itself if they do.
 
     Where a window has dropped positions there are zeros now: nothing looks there again.
     """
-    if all(type(layer) is DynamicLayer for layer in cache.layers):
+    if not any(type(layer) is DynamicSlidingWindowLayer or _is_dummy(layer) for layer in cache.layers):
         return cache
     new = DynamicCache()
-    new.layers = [layer if _is_dummy(layer) else _whole(layer) for layer in cache.layers]
+    new.layers = [layer if _is_dummy(layer) or is_state(layer) else _whole(layer) for layer in cache.layers]
     return new
+
+
+def is_state(layer: Any) -> bool:
+    """Whether a layer keeps a state, alone or beside keys and values of all positions."""
+    return type(layer).__name__ in ("LinearAttentionLayer", "LinearAttentionAndFullAttentionLayer")
 
 
 def _whole(layer: Any) -> DynamicLayer:

@@ -11,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from transformers.cache_utils import DynamicCache
 
+from lookahead.cache import opened
 from lookahead.cost import KNOTS
 from lookahead.curves import Curve, key_of, setting_of
 from lookahead.decode import TOP
 from lookahead.draft import Draft
-from lookahead.errors import InvalidArgument
-from lookahead.families import require_usable
+from lookahead.errors import InvalidArgument, UnsupportedModel
+from lookahead.families import require_usable, text_config, vocabulary
 from lookahead.support import family_of
 from lookahead.target import Target
 from lookahead.topk import best_tokens
@@ -85,11 +86,16 @@ class _Trees:
     def __init__(self, model: Any, rows: int, context: int, most: int) -> None:
         require_usable(model, prompt=context, longest=context + most)
         family = family_of(model)
-        tokens = np.random.default_rng(0).integers(model.config.vocab_size, size=(rows, context + most))
+        if family.encoder:
+            raise UnsupportedModel(
+                f"{type(model).__name__} has an encoder, and calibrate measures decoders alone; leave its curve to be "
+                "learnt as it writes"
+            )
+        tokens = np.random.default_rng(0).integers(vocabulary(model), size=(rows, context + most))
         ids = torch.from_numpy(tokens[:, :context]).to(model.device)
-        cache = DynamicCache(config=model.config)
+        cache = opened(DynamicCache(config=text_config(model)))
         options = {"use_cache": True, "return_dict": True, "logits_to_keep": 1, **dict(family.inputs)}
-        model(input_ids=ids, past_key_values=cache, **options)
+        model(input_ids=ids, **{family.cache: cache}, **options)
         self._tokens, self._starts = tokens[:, context:], [0] * rows
         self._target = Target(model, family, cache, None, torch.full((rows,), context - 1), room=most)
 

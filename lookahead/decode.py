@@ -170,7 +170,8 @@ class Decoder:
         progress, last = self._progress, self._progress.last(row)
         if not (self._drafters and progress.is_open(row) and progress.is_padding(row)):
             return Draft.root(last)
-        return Draft.chain([last] + [progress.padding] * min(turn.choice.nodes, self._depth(row)))
+        chain = Draft.chain([last] + [progress.padding] * min(turn.choice.nodes, self._depth(row)))
+        return self._target.fit(chain)
 
     def _depth(self, row: int) -> int:
         """Return how deep a draft of `row` may go."""
@@ -206,7 +207,7 @@ class Decoder:
             drafter.floors = self._purse.floors
         draft = drafter.propose(self._contexts.view(row, length), self._purse.most)
         draft = self._checked(draft, row).deduplicate()
-        draft = draft.spine() if self._target.linear else draft
+        draft = self._target.fit(draft)
         if matcher is not None and not self._obeys[row]:
             draft = matcher.prune(draft)
         return draft.cut(self._purse.most + drafter.probes, depth=self._depth(row))

@@ -180,8 +180,11 @@ class Draft:
         keep, parents = _trimmed(self.parents, self.probe, chances, nodes)
         return self if len(keep) == len(self) else self._only(keep, parents)
 
-    def spine(self) -> Draft:
+    def spine(self, last: int | None = None) -> Draft:
         """Return the chain from the root that is expected to bring most; probes are left out.
+
+        Args:
+            last: a token behind which nothing may come.
 
         >>> Draft.merge([Draft.chain([1, 2, 3]), Draft.chain([1, 4], weight=0.9)]).spine().tokens.tolist()
         [1, 2, 3]
@@ -189,6 +192,9 @@ class Draft:
         if len(self) == 1:
             return self
         keep = _spine(self.parents, self.weight, self.probe)
+        if last is not None:
+            ends = np.flatnonzero(self.tokens[keep] == last)
+            keep = keep[: ends[0] + 1] if len(ends) else keep
         return self if len(keep) == len(self) else self._only(keep, np.arange(-1, len(keep) - 1, dtype=np.int32))
 
     def _only(self, keep: NDArray[np.int64], parents: IntArray) -> Draft:

@@ -7,21 +7,23 @@ from copy import copy
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
 from torch import Tensor
 from transformers.generation import (
     GenerateDecoderOnlyOutput,
+    GenerateEncoderDecoderOutput,
     GenerationMixin,
     LogitsProcessorList,
 )
 
 from lookahead.budget import Budget
-from lookahead.cache import BLOCK, opened, require_ordinary
+from lookahead.cache import BLOCK, apart, joined, length_of, opened, require_ordinary
 from lookahead.curves import key_of
 from lookahead.decode import Decoder
 from lookahead.draft import IntArray
 from lookahead.drafter import Drafter
 from lookahead.errors import InvalidArgument, InvalidDraft
-from lookahead.families import require_usable
+from lookahead.families import require_usable, vocabulary
 from lookahead.foresight import Usual
 from lookahead.grammar.grammar import Grammar
 from lookahead.grammar.processor import GrammarProcessor
@@ -36,13 +38,14 @@ from lookahead.request import (
     last_positions,
     padding_mask,
     prompt_length,
+    refuse_clocks,
     refuse_inputs,
     refuse_modes,
     refuse_sharding,
     served_arguments,
 )
 from lookahead.sampling import Sampler
-from lookahead.support import family_of
+from lookahead.support import family_of, supports
 from lookahead.target import Target
 from lookahead.trace import Run
 
@@ -95,7 +98,8 @@ class Lookahead:
         if not isinstance(model, GenerationMixin):
             raise InvalidArgument(
                 f"model is a {type(model).__name__}; pass a transformers model that can generate() "
-                "(of a compiled model its _orig_mod, of a PEFT model what get_base_model() gives)"
+                "(of a compiled model its _orig_mod; of a PEFT model with adapters such as LoRA, what get_base_model() "
+                "gives)"
             )
         if drafter is not None and not isinstance(drafter, Drafter):
             raise InvalidArgument(f"drafter is a {type(drafter).__name__}; derive it from lookahead.Drafter")
@@ -104,11 +108,16 @@ class Lookahead:
         if drafter is not None and pool is not None:
             raise InvalidArgument("a pool belongs to the default drafter; give either drafter or pool")
         require_usable(model, prompt=1, longest=1)
-        family_of(model)
+        family = family_of(model)
         self.model, self.tokenizer, self.budget = model, tokenizer, _budget(nodes, budget)
         options: dict[str, Any] = {} if sources is None else {"sources": sources}
         self._memory = Memory(pool, tokenizer, remember)
-        self.drafter = drafter or Grower(vocab_size=int(model.config.vocab_size), pools=self.pools, **options)
+        self.drafter = drafter or Grower(vocab_size=vocabulary(model), pools=self.pools, **options)
+        if family.shape == "linear" and self.drafter.probes:
+            raise InvalidArgument(
+                f"sources has a window of guesses, which needs token trees; {type(model).__name__} is run with chains: "
+                f"{supports(model).reason}; leave the window out"
+            )
         if isinstance(self.drafter, Grower) and self._memory.remember is not None:
             self.drafter.keep_learnt()
         self.last: Run | None = None
@@ -162,10 +171,15 @@ class Lookahead:
             arguments["logits_processor"] = [*(arguments.get("logits_processor") or []), self._obeying(grammar, given)]
         arguments = served_arguments(self.model, {"generation_config": generation_config, **arguments}, self.tokenizer)
 
-        def call(model: Any, input_ids: Tensor, **prepared: Any) -> Any:
-            return self._decode(model, input_ids, streamer=streamer, **prepared)
+        source = inputs if inputs is not None else arguments.get("input_ids")
+        source = source if self.model.config.is_encoder_decoder and _is_text(source) else None
 
-        return self.model.generate(inputs, custom_generate=call, **arguments)
+        def call(model: Any, input_ids: Tensor, **prepared: Any) -> Any:
+            return self._decode(model, input_ids, streamer=streamer, source=source, **prepared)
+
+        # Not by position: models of sounds call their inputs something else, and take both for the same.
+        given = {} if inputs is None else {"inputs": inputs}
+        return self.model.generate(**given, custom_generate=call, **arguments)
 
     def _obeying(self, grammar: Any, arguments: dict[str, Any]) -> GrammarProcessor:
         """Return the processor of `grammar=`; texts end as they do in the rest of the call."""
@@ -208,15 +222,17 @@ class Lookahead:
         stopping_criteria: Any,
         generation_config: Any,
         streamer: Any = None,
+        source: Tensor | None = None,
         **model_kwargs: Any,
     ) -> Any:
         if model is not self.model:
             raise InvalidArgument("this Lookahead was made for another model object; make one for this model")
-        config, cache = generation_config, model_kwargs.get("past_key_values")
+        config, (cache, cross) = generation_config, apart(_cache_of(model_kwargs))
         self._memory.check()
         refuse_modes(config)
         refuse_inputs(model_kwargs)
         refuse_sharding(model)
+        refuse_clocks(model, self.budget, self.drafter)
         require_ordinary(cache)
         returned = bool(config.return_dict_in_generate)
         stops = Stops(stopping_criteria)
@@ -233,7 +249,8 @@ class Lookahead:
             ahead=self.budget.most > 0,
             together=family_of(model).shape == "linear",
         )
-        seen = returned or bool(getattr(cache, "_is_user_defined", False))
+        own = getattr(_cache_of(model_kwargs), "_is_user_defined", False)
+        seen = returned or bool(own or getattr(cache, "_is_user_defined", False))
         progress = Progress(
             input_ids,
             stops,
@@ -241,17 +258,16 @@ class Lookahead:
             complete=seen or sampler.lockstep,
             records=records,
             streamer=streamer,
-            column_size=input_ids.shape[0] * self.model.config.vocab_size if sampler.keeps_columns else 0,
+            column_size=input_ids.shape[0] * vocabulary(self.model) if sampler.keeps_columns else 0,
         )
-        cache = self._run(input_ids, config, model_kwargs, progress, sampler, give_back=seen)
+        cache = self._run(input_ids, config, model_kwargs, progress, sampler, source=source, give_back=seen)
         sequences = progress.ids(progress.settled)
         if streamer is not None:
             streamer.end()
         if not returned:
             return sequences
-        return GenerateDecoderOnlyOutput(
-            sequences=sequences, scores=records.scores, logits=records.logits, past_key_values=cache
-        )
+        output = GenerateDecoderOnlyOutput if cross is None else GenerateEncoderDecoderOutput
+        return output(sequences=sequences, scores=records.scores, logits=records.logits, past_key_values=cache)
 
     def _run(
         self,
@@ -261,6 +277,7 @@ class Lookahead:
         progress: Progress,
         sampler: Sampler,
         *,
+        source: Tensor | None,
         give_back: bool,
     ) -> Any:
         """Prefill and decode; leave generator and, with `give_back`, cache as plain `generate()` leaves them.
@@ -271,14 +288,19 @@ class Lookahead:
         require_usable(self.model, prompt=prompt, longest=prompt + progress.remaining(0) - 1)
         family = family_of(self.model)
         self.model._valid_auto_compile_criteria(model_kwargs, config)  # it warns where compile_config has no effect
-        given = model_kwargs["past_key_values"]
-        outputs = self.model._prefill(input_ids, config, model_kwargs | {"past_key_values": opened(given)})
-        logits, cache = outputs.logits[:, -1:].clone(), outputs.past_key_values
+        given = _cache_of(model_kwargs)
+        own, cross = apart(given)
+        passed = joined(opened(own), cross)
+        outputs = self.model._prefill(input_ids, config, model_kwargs | {family.cache: passed})
+        logits, cache = outputs.logits[:, -1:].clone(), apart(passed)[0]
         del outputs
         require_ordinary(cache)
-        mask = padding_mask(model_kwargs.get("attention_mask"), cache.get_seq_length())
+        shown = model_kwargs.get("attention_mask" if cross is None else "decoder_attention_mask")
+        cached = length_of(cache, input_ids.shape[1])
+        mask = padding_mask(shown, cached)
         sampler.foresee(self._usual, input_ids, logits.shape[-1])
-        contexts = Contexts(input_ids.cpu().numpy(), ids_mask(mask, input_ids), logits.shape[-1])
+        contexts = Contexts(*self._read(input_ids, mask, source, model_kwargs), logits.shape[-1])
+        encoder = {} if cross is None else {n: model_kwargs.get(n) for n in ("encoder_outputs", "attention_mask")}
         try:
             for processor in sampler.grammars:
                 processor.begin(progress.rows, input_ids.shape[1], logits.shape[-1])
@@ -286,9 +308,9 @@ class Lookahead:
                 rows = range(progress.rows if self.budget.most else 0)
                 drafters = [self._started(contexts.view(row, 0)) for row in rows]
             room = min(progress.remaining(0), 2 * BLOCK) + self.budget.most + self.drafter.probes + 1
-            positions = last_positions(model_kwargs, cache, input_ids)
-            target = Target(self.model, family, cache, mask, positions, room)
-            vocab = int(self.model.config.vocab_size)
+            positions = last_positions(model_kwargs, cached, input_ids)
+            target = Target(self.model, family, cache, mask, positions, room, encoder=encoder, cross=cross)
+            vocab = vocabulary(self.model)
             purse = self._purse(progress.rows, sampler)
             decoder = Decoder(target, sampler, progress, contexts, drafters, purse=purse, vocab=vocab)
             try:
@@ -298,13 +320,29 @@ class Lookahead:
                 self._learn_values(sampler, progress)
             finally:
                 sampler.finish(progress.settled)
+                if cross is not None:
+                    given.is_updated = passed.is_updated
                 if give_back:
-                    target.give_back(given, max(min(progress.settled - 1, target.cache.complete), 0))
+                    target.give_back(own, max(min(progress.settled - 1, target.cache.complete), 0))
                 self.last = Run(progress.settled, tuple(decoder.passes))
         finally:
             for processor in sampler.grammars:
                 processor.close()
         return given
+
+    def _read(
+        self, input_ids: Tensor, mask: Tensor | None, source: Tensor | None, model_kwargs: dict[str, Any]
+    ) -> tuple[Any, Any]:
+        """Return what drafters read before the first generated token: ids, and which of them are no padding."""
+        ids, known = input_ids.cpu().numpy(), ids_mask(mask, input_ids)
+        if source is None or source.shape[0] == 0 or input_ids.shape[0] % source.shape[0]:
+            return ids, known
+        # What an encoder reads comes first; rows may have been repeated since.
+        read = source.repeat_interleave(input_ids.shape[0] // source.shape[0], dim=0)
+        shown = ids_mask(model_kwargs.get("attention_mask"), read)
+        both = [np.ones(part.shape, np.bool_) if part_mask is None else part_mask.astype(np.bool_)
+                for part, part_mask in ((read.cpu().numpy(), shown), (ids, known))]  # fmt: skip
+        return np.concatenate([read.cpu().numpy(), ids], axis=1), np.concatenate(both, axis=1)
 
     def _purse(self, rows: int, sampler: Sampler) -> Purse:
         """Return what a batch may spend; what a pass costs depends on how tokens are picked, too."""
@@ -329,6 +367,16 @@ class Lookahead:
                 matcher = processor.matcher(row)
                 if matcher is not None and isinstance(self.drafter, Grower):
                     self.drafter.learn_values(matcher, progress.generated(row))
+
+
+def _cache_of(model_kwargs: dict[str, Any]) -> Any:
+    """Return the cache that `generate()` has prepared, under either of its names."""
+    return model_kwargs.get("past_key_values", model_kwargs.get("cache_params"))
+
+
+def _is_text(inputs: Any) -> bool:
+    """Whether inputs are ids of tokens, [B, S]."""
+    return isinstance(inputs, Tensor) and inputs.dim() == 2 and not inputs.is_floating_point()
 
 
 def _budget(nodes: Any, budget: Any) -> Budget:

@@ -25,6 +25,12 @@ ONE = "attention"
 
 Shape = Literal["tree", "linear"]
 
+STATES = frozenset({"linear_attention", "conv", "hybrid"})
+"""Kinds of layers that keep a state, by their names in `layer_types`."""
+
+EMPTY = frozenset({"moe", "mlp"})
+"""Kinds of layers that attend to nothing."""
+
 TRIED = frozenset(
     {"llama", "qwen2", "qwen3", "mistral", "phi3", "gpt2", "gpt_neox", "opt", "mixtral", "qwen3_moe"}
 )  # fmt: skip
@@ -42,6 +48,10 @@ class Family:
         keyed: whether it takes a mask for each kind, by name.
         positions: whether it takes `position_ids`.
         table: rows of its table of positions, beyond which no draft may reach; None: it has none.
+        last: a token behind which nothing may be drafted, because places are counted without it; None: there is none.
+        state: whether layers keep a state that cannot be cut (`lookahead.states`).
+        cache: the name of its cache among the inputs.
+        encoder: whether the text is written by a decoder that attends to an encoder.
         inputs: what a pass is given besides.
     """
 
@@ -50,6 +60,10 @@ class Family:
     keyed: bool = False
     positions: bool = True
     table: int | None = None
+    last: int | None = None
+    state: bool = False
+    cache: str = "past_key_values"
+    encoder: bool = False
     inputs: tuple[tuple[str, Any], ...] = ()
 
 
@@ -63,29 +77,40 @@ def families_of(model: Any) -> list[Family]:
     """
     config = text_config(model)
     accepted = inspect.signature(type(model).forward).parameters
-    reason = refusal(model.config)
-    if reason is None and getattr(model, "_is_stateful", False):
-        reason = "its layers keep a state that cannot take rejected tokens back"
-    if reason is not None:
+    if reason := refusal(model.config):
         raise UnsupportedModel(f"{type(model).__name__} cannot be served: {reason}; {INSTEAD}")
+    if model.config.is_encoder_decoder:
+        return _chains(Family("linear", positions=False, table=_table(config), encoder=True), config)
     positions, table = "position_ids" in accepted and _passes_positions(model), _table(config)
     # The routers' training loss reads the attention mask as 2D; generate() has no use for it.
     inputs = (("output_router_logits", False),) if hasattr(config, "output_router_logits") else ()
     linear = Family("linear", positions=positions, table=table, inputs=inputs)
+    if getattr(model, "_is_stateful", False) or STATES & set(getattr(config, "layer_types", None) or []):
+        name = linear.cache if linear.cache in accepted else "cache_params"
+        if name not in accepted:
+            reason = "it keeps a state of its own kind, which cannot take rejected tokens back"
+            raise UnsupportedModel(f"{type(model).__name__} cannot be served: {reason}; {INSTEAD}")
+        return [replace(linear, state=True, cache=name)]
     if not positions:
-        return [linear]
+        return _chains(linear, config)
 
     def tree(*reaches: tuple[str, Reach], keyed: bool = False) -> Family:
         return replace(linear, shape="tree", reaches=reaches, keyed=keyed)
 
     kinds = getattr(config, "layer_types", None)
     if kinds:
-        reaches = {kind: _REACHES[kind](config) for kind in dict.fromkeys(kinds)}
+        reaches = {kind: _REACHES[kind](config) for kind in dict.fromkeys(kinds) if kind not in EMPTY}
         # Those that name their layers take masks by these names; some have all layers alike, and take one mask.
         single = [tree((ONE, next(iter(reaches.values()))))] if len(reaches) == 1 else []
         return [tree(*reaches.items(), keyed=True), *single, linear]
     windows = Reach(sliding=_number(config, "sliding_window")), Reach(chunk=_number(config, "attention_chunk_size"))
     return [*(tree((ONE, reach)) for reach in (*(one for one in windows if not one.whole), Reach())), linear]
+
+
+def _chains(linear: Family, config: Any) -> list[Family]:
+    """Return how chains may run where the model counts places itself: padding may not count, wherever it stands."""
+    padding = getattr(config, "pad_token_id", None)
+    return [linear] if padding is None else [linear, replace(linear, last=int(padding))]
 
 
 def _passes_positions(model: Any) -> bool:
@@ -103,6 +128,11 @@ def _passes_positions(model: Any) -> bool:
 def text_config(model: Any) -> Any:
     """Return the config of the part of `model` that writes text."""
     return model.config.get_text_config(decoder=True)
+
+
+def vocabulary(model: Any) -> int:
+    """Return how many tokens `model` knows."""
+    return int(text_config(model).vocab_size)
 
 
 _REACHES: Mapping[str, Callable[[Any], Reach]] = {
@@ -124,20 +154,22 @@ def _table(config: Any) -> int | None:
 
     Rotary positions could go on behind the last one; few texts get there, and a draft that ends early costs little.
     """
-    rows = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
-    return int(rows) if isinstance(rows, int) and rows > 0 else None
+    names = ("max_position_embeddings", "max_target_positions", "max_decoder_position_embeddings", "max_seq_len")
+    rows = [getattr(config, name, None) for name in names]
+    return min((row for row in rows if isinstance(row, int) and row > 0), default=None)
 
 
 def refusal(config: Any) -> str | None:
     """Return why no draft can run through a model of this config, as far as that tells; None: it tells nothing."""
     text = config.get_text_config(decoder=True)
-    if getattr(config, "is_encoder_decoder", False):
-        return "it is an encoder-decoder model, and those are not served yet"
-    if getattr(text, "add_cross_attention", False):
+    if getattr(text, "add_cross_attention", False) and not config.is_encoder_decoder:
         return "it attends to an encoder"
-    states = [kind for kind in dict.fromkeys(getattr(text, "layer_types", None) or []) if kind not in _REACHES]
-    if states:
-        return f"it has layers of {', '.join(states)}, which cannot take rejected tokens back"
+    if getattr(text, "keep_window_size", None):
+        return "it attends to some keys only, picked among all that a pass has, later ones too"
+    kinds = dict.fromkeys(getattr(text, "layer_types", None) or [])
+    others = [kind for kind in kinds if kind not in _REACHES and kind not in STATES | EMPTY]
+    if others:
+        return f"it has layers of {', '.join(others)}, which cannot take rejected tokens back"
     return None
 
 

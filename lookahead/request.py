@@ -12,9 +12,15 @@ from torch import Tensor
 from transformers.generation import StoppingCriteriaList, StopStringCriteria
 from transformers.generation.configuration_utils import GenerationMode
 
-from lookahead.errors import InvalidArgument, UnsupportedArgument
+from lookahead.budget import Budget
+from lookahead.drafter import Drafter
+from lookahead.errors import InvalidArgument, UnsupportedArgument, UnsupportedModel
+from lookahead.grow import Grower
 
-SERVED_INPUTS = {"past_key_values", "position_ids", "attention_mask", "inputs_embeds", "use_cache", "logits_to_keep"}
+SERVED_INPUTS = {
+    "past_key_values", "position_ids", "attention_mask", "inputs_embeds", "use_cache", "logits_to_keep",
+    "encoder_outputs", "decoder_attention_mask", "cache_params",
+}  # fmt: skip
 
 
 def served_arguments(model: Any, arguments: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
@@ -24,8 +30,7 @@ def served_arguments(model: Any, arguments: dict[str, Any], tokenizer: Any) -> d
         raise UnsupportedArgument("custom_generate is what lookahead.generate() passes itself; leave it out")
     for name in ("assistant_model", "assistant_tokenizer"):
         if arguments.pop(name, None) is not None:
-            advice = "leave it out, or call model.generate()"
-            raise UnsupportedArgument(f"{name}: lookahead drafts without a second model; {advice}")
+            raise UnsupportedArgument(_replaced(name))
     if arguments.pop("synced_gpus", None):
         raise UnsupportedArgument("synced_gpus: generation over sharded processes is not served; call model.generate()")
     if _setting(model, arguments, "token_healing"):
@@ -73,19 +78,27 @@ def _with_stop_strings(model: Any, arguments: dict[str, Any], tokenizer: Any) ->
     return arguments
 
 
+def _replaced(name: str) -> str:
+    return (
+        f"{name}: lookahead replaces this way of drafting, with n-grams and the model's own logits instead of a second "
+        "model; leave it out, or call model.generate() without custom_generate"
+    )
+
+
 def refuse_modes(config: Any) -> None:
     """Raise `UnsupportedArgument` for every way of decoding that is not one pick after another."""
+    for name in ("prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp"):
+        if _given(config, name) and getattr(config, name) is not False:
+            raise UnsupportedArgument(_replaced(name))
     refused = {
         "num_beams": (config.num_beams or 1) > 1,
-        "prompt_lookup_num_tokens": _given(config, "prompt_lookup_num_tokens"),
-        "assistant_early_exit": _given(config, "assistant_early_exit"),
-        "use_mtp": bool(getattr(config, "use_mtp", False)),
         "dola_layers": _given(config, "dola_layers"),
         "penalty_alpha": config.get_generation_mode() == GenerationMode.CONTRASTIVE_SEARCH,
-        "force_words_ids": _given(config, "force_words_ids") or _given(config, "constraints"),
+        "force_words_ids": _given(config, "force_words_ids"),
+        "constraints": _given(config, "constraints"),
         "use_cache=False": config.use_cache is False,
-        "output_attentions": bool(config.return_dict_in_generate and config.output_attentions),
-        "output_hidden_states": bool(config.return_dict_in_generate and config.output_hidden_states),
+        "output_attentions": bool(config.output_attentions),
+        "output_hidden_states": config.output_hidden_states not in (None, False),
         "is_assistant": bool(config.is_assistant),
     }
     for name, given in refused.items():
@@ -112,14 +125,65 @@ def refuse_inputs(model_kwargs: dict[str, Any]) -> None:
 
 
 def refuse_sharding(model: Any) -> None:
-    """Raise `UnsupportedArgument` where all processes have to take part in every forward pass."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    """Raise where a pass is more than a call of `model`.
+
+    Raises:
+        UnsupportedModel: PEFT puts virtual tokens before the text.
+        UnsupportedArgument: processes that have other texts or other layers take part in every pass.
+    """
+    _refuse_virtual_tokens(model)
+    if not _is_distributed():
         return
+    parallel = getattr(model.config, "distributed_config", None)
+    if parallel is not None and (parallel.pp_size or 1) > 1:
+        raise UnsupportedArgument(
+            f"pp_size={parallel.pp_size}: a model whose layers are spread over processes is not served; load it with "
+            "tp_size instead, or call model.generate()"
+        )
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
     from transformers.integrations.fsdp import is_fsdp_managed_module
 
-    if torch.distributed.get_world_size() > 1 and (is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model)):
+    if is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model):
         raise UnsupportedArgument("synced_gpus: a model sharded by FSDP or ZeRO-3 is not served; call model.generate()")
+
+
+def refuse_clocks(model: Any, budget: Budget, drafter: Drafter) -> None:
+    """Raise `UnsupportedArgument` where processes share every pass of `model`, but would decide by their own clocks.
+
+    They have to run the same nodes in the same passes, or wait for each other for ever.
+    """
+    if not runs_together(model):
+        return
+    why = "the processes that share this model would each decide by their own clock"
+    if not budget.fixed:
+        raise UnsupportedArgument(f"nodes='auto': {why}; give a number that is the same in all of them, say nodes=16")
+    if isinstance(drafter, Grower) and "jacobi" in drafter.paid.switches:
+        raise UnsupportedArgument(f"a window that rests where it does not pay: {why}; give Jacobi(switch='on')")
+
+
+def runs_together(model: Any) -> bool:
+    """Whether several processes run every pass of `model` together: tensor or expert parallelism."""
+    if not _is_distributed():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return (getattr(model, "_tp_size", None) or 1) > 1 or any(isinstance(p, DTensor) for p in model.parameters())
+
+
+def _is_distributed() -> bool:
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def _refuse_virtual_tokens(model: Any) -> None:
+    """Prompt learning of PEFT prepares the inputs of the model that it wraps, in every step of plain `generate()`."""
+    prepare = model.prepare_inputs_for_generation
+    if getattr(prepare, "__func__", None) is not type(model).prepare_inputs_for_generation:
+        owner = type(getattr(prepare, "__self__", prepare)).__name__
+        raise UnsupportedModel(
+            f"{owner} prepares the inputs of {type(model).__name__}, as PEFT does for prompt tuning, prefix tuning and "
+            "p-tuning; call generate() without custom_generate (LoRA and other adapters inside the model are served)"
+        )
 
 
 def prompt_length(model_kwargs: dict[str, Any], input_ids: Tensor) -> int:
@@ -128,11 +192,11 @@ def prompt_length(model_kwargs: dict[str, Any], input_ids: Tensor) -> int:
     return input_ids.shape[1] if positions is None else int(positions[:, -1].max()) + 1
 
 
-def last_positions(model_kwargs: dict[str, Any], cache: Any, input_ids: Tensor) -> Tensor:
-    """Return the [B] position ids of the last prompt token of each row."""
+def last_positions(model_kwargs: dict[str, Any], cached: int, input_ids: Tensor) -> Tensor:
+    """Return the [B] position ids of the last prompt token of each row; `cached` tokens have run."""
     positions = model_kwargs.get("position_ids")
     if positions is None:
-        return torch.full((input_ids.shape[0],), cache.get_seq_length() - 1)
+        return torch.full((input_ids.shape[0],), cached - 1)
     last: Tensor = positions[:, -1].expand(input_ids.shape[0])
     return last
 

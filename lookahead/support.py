@@ -12,17 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
+from transformers.modeling_outputs import MoEModelOutput
 
+from lookahead.cache import joined, opened
 from lookahead.draft import Draft
 from lookahead.errors import LookaheadError, UnsupportedModel
-from lookahead.families import INSTEAD, TRIED, Family, families_of, require_usable, text_config
+from lookahead.families import INSTEAD, TRIED, Family, families_of, require_usable, text_config, vocabulary
 from lookahead.target import Target
 
-PADDING = 3
+PADDING, _READ = 3, 8  # tokens; and those that an encoder has read
 PROMPT, WINDOW = 14, 6  # tokens of the check; how far windows and chunks reach in it, so that they matter
-_EXACT, _ROUGH = 1e-3, 2e-2  # difference of logits, over their spread, that is rounding in 32 bits and in 16
+_EXACT, _ROUGH = (1e-3, 1e-3), (2e-2, 0.4)
+"""Differences of logits over their spread, in 32 bits and in 16: what is rounding anyhow, and what is none any more."""
 _NOISE = 4.0  # times what `transformers` itself differs between many tokens in a pass and one
-_BROKEN = 20.0  # times what is rounding: so much is no noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,35 +89,54 @@ def _judge(model: Any) -> Support:
         families = families_of(model)
     except UnsupportedModel as error:
         return Support("refused", str(error))
-    if model.config.model_type in TRIED:
+    if model.config.model_type in TRIED and not _is_quantized(model):
         return Support("tree", family=families[0])
     training = model.training
     try:
         with torch.no_grad(), _short_windows(text_config(model)):
             return _tried(model, families_of(model), families)
     except Exception as error:
-        said = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        return Support(
-            "refused", f"{type(model).__name__} cannot be served: a trial of it failed ({said[0]}); {INSTEAD}"
-        )
+        reason = f"a trial of it failed ({_said(error)})"
+        return Support("refused", f"{type(model).__name__} cannot be served: {reason}; {INSTEAD}")
     finally:
         model.train(training)
 
 
+def _is_quantized(model: Any) -> bool:
+    """Whether weights or activations are quantized: then rounding may depend on how many tokens a pass has."""
+    if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False):
+        return True
+    return any(type(module).__module__.startswith(("torch.ao.", "torchao.")) for module in model.modules())
+
+
+def _said(error: Exception) -> str:
+    """Return the first line of what an error says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def _tried(model: Any, shortened: Sequence[Family], families: Sequence[Family]) -> Support:
     """Return the first of the families that gives the logits of single tokens, behind padding too."""
-    name, positions = type(model).__name__, families[0].positions
-    trials = [Trial(model, positions=positions, padding=padding) for padding in (0, PADDING)]
+    name, first = type(model).__name__, families[0]
+    paddings = (0,) if first.encoder else (0, PADDING)  # few pad what a decoder starts with
+    try:
+        trials = [Trial(model, first, padding) for padding in paddings]
+    except Exception as error:
+        reason = f"transformers itself cannot run several tokens behind a cache in one pass ({_said(error)})"
+        return Support("refused", f"{name} cannot be served: {reason}; {INSTEAD}", True)
     trials = [trial for trial in trials if not (trial.padding and trial.undefined)]
+    unsure = len(families) > 1 and families[1].last is not None
+    padded = [Trial(model, first, 0, within=families[1].last)] if unsure else []
     for trial in trials:
-        if not trial.noise <= _BROKEN * trial.rounding:
+        if not trial.noise <= trial.limit:
             reason = f"passes over several tokens differ from passes over one by {trial.noise:.2g} of the spread of the"
             return Support("refused", f"{name} cannot be served: {reason} logits; {INSTEAD}", True, trial.noise)
     differences: list[float] = []
+    allowed = max(trial.allowed for trial in trials)
     for short, family in zip(shortened, families, strict=True):
-        each = [trial.difference(short) for trial in trials]
-        if all(one <= trial.allowed for one, trial in zip(each, trials, strict=True)):
-            reason = "" if family.shape == "tree" else _why_linear(differences)
+        asked = trials + (padded if family.last is None else [])
+        each = [trial.difference(short) for trial in asked]
+        if max(each) <= allowed:
+            reason = "" if family.shape == "tree" else _why_linear(family, differences)
             return Support(family.shape, reason, True, max(each), family)
         differences.append(max(each))
     worst = min(differences)
@@ -123,9 +144,11 @@ def _tried(model: Any, shortened: Sequence[Family], families: Sequence[Family]) 
     return Support("refused", reason, True, worst)
 
 
-def _why_linear(differences: Sequence[float]) -> str:
+def _why_linear(family: Family, differences: Sequence[float]) -> str:
     """Return why drafts have to be chains, from the differences that trees made."""
-    if not differences:
+    if family.state:
+        return "its layers keep a state, which cannot branch"
+    if family.encoder or not family.positions:
         return "it takes no position_ids, so that two tokens cannot stand at one place"
     if min(differences) == float("inf"):
         return "it takes no mask for single tokens"
@@ -136,13 +159,14 @@ class Trial:
     """A short text, run token by token and as drafts.
 
     Args:
-        positions: whether the model is given positions, as `generate()` gives them.
+        family: how the model is run plainly: with positions, with an encoder.
         padding: tokens of padding before the text.
+        within: a token that the text has, that is not in other texts; None: none.
 
     Attributes:
         allowed: difference of logits that may be noise.
         undefined: whether single tokens have logits that are no numbers, as behind padding in some models.
-        rounding: a difference that is none, for the model's dtype.
+        limit: differences that are no noise any more, for the model's dtype.
         noise: how much `transformers` itself differs, over the spread of the logits.
     """
 
@@ -150,22 +174,30 @@ class Trial:
     _PARENTS = (-1, 0, 0, 1, 2, 4)
     _KEPT = (0, 2, 4)
 
-    def __init__(self, model: Any, *, positions: bool, padding: int) -> None:
-        self._model, self._positions, self.padding = model, positions, padding
-        vocab, device = int(text_config(model).vocab_size), model.get_input_embeddings().weight.device
-        tokens = np.random.default_rng(0).permutation(max(vocab, 32))[:32] % vocab
+    def __init__(self, model: Any, family: Family, padding: int, *, within: int | None = None) -> None:
+        self._model, self._family, self._positions, self.padding = model, family, family.positions, padding
+        vocab, weight = vocabulary(model), model.get_input_embeddings().weight
+        device = weight.device
+        # What an encoder says needs no encoder here: any states do, and it may read sounds or pictures.
+        self._encoder = _encoded(text_config(model), weight) if family.encoder else {}
+        unwanted = getattr(text_config(model), "pad_token_id", None)
+        known = np.array([token for token in range(vocab) if token != unwanted])
+        tokens = np.random.default_rng(0).choice(known, 32, replace=vocab <= 32)
         self._prompt = torch.from_numpy(np.append(tokens[:padding], tokens[:PROMPT])[None]).to(device)
         self._tokens = [int(token) for token in tokens[PROMPT : PROMPT + len(self._PARENTS)]]
         self._later = [int(token) for token in tokens[-3:]]
+        if within is not None:
+            self._tokens[self._KEPT[1]] = within
+            self._later[1] = within
         paths = [Draft(np.array(self._tokens), np.array(self._PARENTS)).path(node) for node in range(len(self._tokens))]
         self._alone = [self._stepped([self._tokens[node] for node in path])[-1] for path in paths]
         chain = [*(self._tokens[node] for node in self._KEPT), *self._later]
         self._chain = self._stepped(chain)
         self.spread = float(torch.stack(self._chain).float().std())
-        self.rounding = _EXACT if self._chain[0].dtype in (torch.float32, torch.float64) else _ROUGH
+        rounding, self.limit = _EXACT if self._chain[0].dtype in (torch.float32, torch.float64) else _ROUGH
         self.noise = self._apart(self._at_once(chain), self._chain)
         self.undefined = not bool(torch.stack([*self._chain, *self._alone]).isfinite().any(-1).all())
-        self.allowed = max(self.rounding, _NOISE * self.noise)
+        self.allowed = max(rounding, _NOISE * self.noise)
 
     def difference(self, family: Family) -> float:
         """Return how much logits of drafts differ from those of single tokens; infinite where drafts do not run."""
@@ -192,34 +224,41 @@ class Trial:
         return [*first[: len(self._KEPT)], *second], self._chain
 
     def _target(self, family: Family) -> Target:
-        cache = DynamicCache()
-        self._plain(self._prompt, cache)
+        own, cross = self._fresh()
+        cache = opened(own)
+        self._plain(self._prompt, joined(cache, cross))
         last = torch.tensor([PROMPT - 1 if self._positions else self._prompt.shape[1] - 1])
-        return Target(self._model, family, cache, self._mask(0) > 0 if self.padding else None, last, room=16)
+        mask = self._mask(0) > 0 if self.padding else None
+        return Target(self._model, family, cache, mask, last, 16, encoder=self._encoder, cross=cross)
+
+    def _fresh(self) -> tuple[DynamicCache, DynamicCache | None]:
+        """Return the caches that `generate()` makes: of the text, and of what an encoder says."""
+        config = text_config(self._model)
+        return DynamicCache(config=config), DynamicCache(config=config) if self._encoder else None
 
     def _stepped(self, tokens: Sequence[int]) -> list[Tensor]:
         """Return the logits behind each of `tokens`, run one by one behind the prompt."""
-        cache, ids = DynamicCache(), self._prompt.new_tensor([tokens])
+        cache, ids = joined(*self._fresh()), self._prompt.new_tensor([tokens])
         self._plain(self._prompt, cache)
         return [self._plain(ids[:, i : i + 1], cache, i)[-1] for i in range(len(tokens))]
 
     def _at_once(self, tokens: Sequence[int]) -> list[Tensor]:
         """Return them as `transformers` computes them in one pass."""
-        cache = DynamicCache()
+        cache = joined(*self._fresh())
         self._plain(self._prompt, cache)
         return list(self._plain(self._prompt.new_tensor([tokens]), cache, 0))
 
-    def _plain(self, ids: Tensor, cache: DynamicCache, start: int | None = None) -> Tensor:
+    def _plain(self, ids: Tensor, cache: Any, start: int | None = None) -> Tensor:
         """Return the logits [N, V] of a pass as `generate()` makes it: `start` tokens behind the prompt, or over it"""
-        given: dict[str, Tensor] = {}
-        length = ids.shape[1]
+        given: dict[str, Any] = dict(self._encoder)
+        given["decoder_input_ids" if self._encoder else "input_ids"], length = ids, ids.shape[1]
         if self.padding:
             given["attention_mask"] = self._mask(0 if start is None else start + length)
         if self._positions:
             first = 0 if start is None else self._prompt.shape[1] + start
             places = torch.arange(first, first + length, device=ids.device)[None] - self.padding
             given["position_ids"] = places.clamp(min=0)
-        logits: Tensor = self._model(input_ids=ids, past_key_values=cache, use_cache=True, **given).logits[0]
+        logits: Tensor = self._model(**{self._family.cache: cache}, use_cache=True, **given).logits[0]
         return logits
 
     def _mask(self, generated: int) -> Tensor:
@@ -231,6 +270,13 @@ class Trial:
     def _apart(self, found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
         difference = float((torch.stack(list(found)).float() - torch.stack(list(expected)).float()).abs().max())
         return difference / max(self.spread, 1e-12) if difference == difference else float("inf")
+
+
+def _encoded(config: Any, weight: Tensor) -> dict[str, Any]:
+    """Return the outputs of an encoder that has read something."""
+    width = int(getattr(config, "d_model", None) or config.hidden_size)
+    states = torch.linspace(-1, 1, _READ * width, dtype=weight.dtype, device=weight.device).view(1, _READ, width)
+    return {"encoder_outputs": MoEModelOutput(last_hidden_state=states.sin())}
 
 
 @contextmanager

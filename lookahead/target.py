@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from lookahead.cache import TreeCache
+from lookahead.cache import TreeCache, joined
 from lookahead.draft import Draft
 from lookahead.families import Family
 from lookahead.mask import TreeMasks
+from lookahead.states import StateCache
 
 
 class Watch:
@@ -48,12 +51,13 @@ class Target:
     """Runs trees through a model and keeps what was accepted.
 
     Args:
-        model: a causal language model.
+        model: a language model.
         family: how drafts run through it.
         cache: its ordinary cache after the prefill; taken over until `give_back`.
         prompt_mask: [B, P] bool over all cached positions; None when nothing is padding.
         last_position: [B] int64, the position id of the last prompt token of each row.
         room: slots to allocate for generated tokens.
+        encoder: what a decoder is given of its encoder, and `cross`, the cache of that.
 
     Attributes:
         prepared_s: what the latest inputs of the model took: tokens, positions, mask.
@@ -67,20 +71,27 @@ class Target:
         prompt_mask: Tensor | None,
         last_position: Tensor,
         room: int,
+        *,
+        encoder: Mapping[str, Any] = MappingProxyType({}),
+        cross: DynamicCache | None = None,
     ) -> None:
-        self._model, self._family, self._inputs = model, family, dict(family.inputs)
+        self._model, self._family, self._inputs = model, family, dict(family.inputs) | dict(encoder)
         self._table = family.table
         rows = last_position.shape[0]
-        self.cache = TreeCache(cache, rows=rows, room=room)
+        self._states = StateCache(cache, rows=rows, prompt=int(last_position.max()) + 1) if family.state else None
+        tree = None if family.state else TreeCache(cache, rows=rows, room=room)
+        self.cache = cast(Any, tree if self._states is None else self._states)
         # A model that is spread or offloaded has no one device; inputs go where its first keys are.
-        self._device = self.cache.attention[0].device
+        self._device = self.cache.device
         self._padded = prompt_mask is not None
         if prompt_mask is None:
             prompt_mask = torch.ones((rows, self.cache.prompt), dtype=torch.bool)
         self._prompt_mask = prompt_mask.to(self._device)
-        self._masks = TreeMasks(
-            prompt_mask.to(self._device), self.cache.attention[0].dtype, dict(family.reaches), keyed=family.keyed
-        )
+        if tree is not None:
+            dtype = tree.attention[0].dtype
+            self._masks = TreeMasks(self._prompt_mask, dtype, dict(family.reaches), keyed=family.keyed)
+        self._cache = joined(self.cache, cross) if self._states is None else self._states.cache
+        self._ran: Sequence[Draft] = ()
         self.prepared_s = 0.0
         self._watch = Watch(self._device)
         self._next_position = last_position.cpu().numpy() + 1
@@ -94,6 +105,12 @@ class Target:
     def linear(self) -> bool:
         """Whether drafts have to be chains."""
         return self._family.shape == "linear"
+
+    def fit(self, draft: Draft) -> Draft:
+        """Return the draft as it may run: where trees cannot, the chain of it that is expected to bring most."""
+        if self._states is not None and self._states.full:
+            return Draft.root(int(draft.tokens[0]))
+        return draft.spine(self._family.last) if self.linear else draft
 
     @property
     def runs_apart(self) -> bool:
@@ -122,45 +139,65 @@ class Target:
             inputs[0, row, n:] = draft.tokens[0]
             inputs[1, row] = self._next_position[row] + columns[row]
             inputs[1, row, :n] += draft.depth
+        behind = 0
+        if self._states is not None:
+            behind = self._states.pending.shape[1]
+            inputs = self._with_pending(inputs, self._states.pending)
+            self._states.begin(behind + size)
+        self._ran = drafts
         ids, positions = torch.from_numpy(inputs).to(self._device)
         mask = self._attention_mask(drafts, columns, size)
-        given = {"position_ids": positions} if self._family.positions else {}
+        name = "decoder_" if self._family.encoder else ""
+        given = {f"{name}input_ids": ids, f"{name}attention_mask": mask}
+        if self._family.positions:
+            given["position_ids"] = positions
         self.prepared_s = time.perf_counter() - begin
         with self._watch:
             outputs = self._model(
-                input_ids=ids,
-                attention_mask=mask,
-                past_key_values=self.cache,
-                use_cache=True,
-                return_dict=True,
-                **given,
-                **self._inputs,
+                **{self._family.cache: self._cache}, use_cache=True, return_dict=True, **given, **self._inputs
             )
-        return outputs.logits  # type: ignore[no-any-return]
+        return outputs.logits[:, behind:]  # type: ignore[no-any-return]
+
+    @staticmethod
+    def _with_pending(inputs: NDArray[np.int64], pending: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return tokens and positions ([2, B, P + N]) with those of the pending tokens before them."""
+        count = pending.shape[1]
+        places = inputs[1, :, :1] + np.arange(-count, 0)
+        return np.concatenate([np.stack([pending, places]), inputs], axis=2)
 
     def keep(self, paths: Sequence[Sequence[int]]) -> None:
         """Keep the nodes `paths[b]` of each row's last draft; forget all others."""
         counts = [len(path) for path in paths]
-        if max(counts) == 0:
-            return
-        if self.linear:  # its mask is made from what the cache holds
+        if self._states is not None:  # rows go on together, so that all paths are as long
+            self._states.keep(np.array([draft.tokens[: min(counts)] for draft in self._ran], np.int64))
+        elif max(counts) > 0 and self.linear:
             self.cache.keep(paths)
-            return
-        self._masks.keep(counts, self.cache.used)
-        self.cache.keep(paths)
-        if self.cache.wants_realign():
-            self.cache.realign()
-            self._masks.realign([len(self.cache.generated(row)) for row in range(len(paths))])
+        elif max(counts) > 0:
+            self._masks.keep(counts, self.cache.used)
+            self.cache.keep(paths)
+            if self.cache.wants_realign():
+                self.cache.realign()
+                self._masks.realign([len(self.cache.generated(row)) for row in range(len(paths))])
 
     def drop(self, row: int, count: int) -> None:
         """Forget the last `count` kept tokens of `row`."""
+        assert self._states is None, "rows of a state go on together, by what all of them keep"
         slots = self.cache.drop(row, count)
         if not self.linear:
             self._masks.hide(row, slots)
 
     def give_back(self, cache: DynamicCache, tokens: int) -> None:
         """Fill `cache` with prompt and first `tokens` generated tokens, as an ordinary cache."""
-        self.cache.give_back(cache, tokens)
+        if self._states is None:
+            self.cache.give_back(cache, tokens)
+            return
+        if self._states.pending.shape[1]:
+            last = self._states.pending[:, -1:]
+            self._states.pending = self._states.pending[:, :-1]
+            drafts = [Draft.root(int(token)) for token in last[:, 0]]
+            self.forward(drafts, [tokens - 1] * len(drafts))
+            self.keep([[0]] * len(drafts))
+        self._states.give_back(cache)
 
     def _attention_mask(self, drafts: Sequence[Draft], columns: Sequence[int], size: int) -> Any:
         if self.linear:

@@ -18,10 +18,11 @@ from unittest import mock
 import torch
 from budgets import Clock, Dice
 from drafters import Adversary, Oracle, Watcher, WatcherRow
-from models import JSON_VOCAB, PAD, VOCAB, WORDS, json_tokenizer, poisoned, tiny, tokenizer
+from models import FAMILIES, JSON_VOCAB, PAD, VOCAB, WORDS, json_tokenizer, poisoned, tiny, tokenizer
 from torch import Tensor
-from transformers import DynamicCache, WatermarkingConfig
+from transformers import DynamicCache, EncoderDecoderCache, SynthIDTextWatermarkingConfig, WatermarkingConfig
 from users import CRITERIA, PROCESSORS, Recording, prefix_allowed
+from zoo import zoo
 
 import lookahead
 from lookahead import Budget, Grower, Jacobi, Lookahead, Pool, Step
@@ -136,6 +137,8 @@ class Result:
 def model_of(case: Case) -> Any:
     if case.grammar:
         return tiny(case.family, case.attention, case.dtype, case.device, vocab_size=JSON_VOCAB)
+    if case.family not in FAMILIES:
+        return zoo(case.family, case.attention, case.dtype)
     return (poisoned if case.poison else tiny)(case.family, case.attention, case.dtype, case.device)
 
 
@@ -302,7 +305,8 @@ def _extras(case: Case, result: Result, start: int, ours: bool) -> dict[str, Any
         if name == "prefix_allowed_tokens_fn":
             value = prefix_allowed(result.calls)
         elif name == "watermarking_config":
-            value = WatermarkingConfig(seeding_scheme=value)
+            synthid = SynthIDTextWatermarkingConfig(keys=[654, 400, 836], ngram_len=3)
+            value = synthid if value == "synthid" else WatermarkingConfig(seeding_scheme=value)
         elif name == "negative_prompt_ids":
             value = torch.tensor([value] * case.rows, device=case.device)
         arguments[name] = _listed(value)
@@ -449,19 +453,49 @@ def _streamed(plain: Result, ours: Result) -> str | None:
 
 
 def _cache(plain: Result, ours: Result) -> str | None:
-    a, b = plain.cache, ours.cache
+    return cache_difference(plain.cache, ours.cache)
+
+
+def same_caches(a: Any, b: Any) -> None:
+    """Raise AssertionError unless two caches hold the same."""
+    assert (found := cache_difference(a, b)) is None, found
+
+
+def cache_difference(a: Any, b: Any) -> str | None:
+    """Say how the cache `b`, of a run with drafts, differs from `a`, of a plain one."""
     if type(a) is not type(b):
         return f"cache: plain {type(a).__name__}, ours {type(b).__name__}"
     if a is None:
         return None
-    if a.get_seq_length() != b.get_seq_length() or len(a.layers) != len(b.layers):
-        return f"cache: plain holds {a.get_seq_length()} tokens, ours {b.get_seq_length()}"
+    if isinstance(a, EncoderDecoderCache):
+        if a.is_updated != b.is_updated:
+            return f"cross attention: plain {a.is_updated}, ours {b.is_updated}"
+        names = ("self_attention_cache", "cross_attention_cache")
+        found = [cache_difference(getattr(a, name), getattr(b, name)) for name in names]
+        return next((one for one in found if one is not None), None)
+    if len(a.layers) != len(b.layers):
+        return f"cache: plain has {len(a.layers)} layers, ours {len(b.layers)}"
     for i, (x, y) in enumerate(zip(a.layers, b.layers, strict=True)):
-        if type(x) is not type(y) or x.is_initialized != y.is_initialized:
+        if type(x) is not type(y):
             return f"cache layer {i}: plain {type(x).__name__}, ours {type(y).__name__}"
-        for name in ("keys", "values"):
-            if (found := _far(getattr(x, name), getattr(y, name))) is not None:
-                return f"cache layer {i} {name}: {found}"
+        if (found := _layer_difference(vars(x), vars(y))) is not None:
+            return f"cache layer {i} {found}"
+    return None
+
+
+def _layer_difference(x: dict[str, Any], y: dict[str, Any]) -> str | None:
+    """Compare all that two layers hold: keys, values, states, lengths."""
+    if x.keys() != y.keys():
+        return f"has {sorted(x)} plainly, {sorted(y)} with drafts"
+    for name, value in x.items():
+        if isinstance(value, Tensor):
+            found = _far(value, y[name])
+        elif isinstance(value, dict):
+            found = _layer_difference(value, y[name])
+        else:
+            found = None if value == y[name] else f"{value}, ours {y[name]}"
+        if found is not None:
+            return f"{name}: {found}"
     return None
 
 

@@ -16,8 +16,9 @@ import torch
 import transformers as hf
 from hypothesis import given
 from hypothesis import strategies as st
-from models import EOS, FAMILIES, JSON_VOCAB, PAD, VOCAB, WORDS, json_tokenizer, tiny
+from models import EOS, FAMILIES, JSON_VOCAB, PAD, WORDS, json_tokenizer, tiny
 from transformers import GenerationConfig
+from zoo import zoo
 
 import lookahead
 from lookahead import calibrate, calibrate_command, cli, json_command
@@ -69,6 +70,12 @@ def schema(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("name", ["gemma3_text", "bloom", "qwen3_next", "mamba2", "gemma3n_text"])
+def test_any_kind_of_model_is_measured(name: str) -> None:
+    curve = measure(zoo(name), **SMALL)
+    assert all(second > 0 for second in curve.seconds)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_curve_is_of_the_model_and_never_falls(family: str, rows: int) -> None:
     model = tiny(family)
@@ -175,9 +182,10 @@ def test_it_says_how_far_it_is() -> None:
 
 
 def test_models_that_are_not_served_are_refused() -> None:
-    bloom = hf.BloomForCausalLM(hf.BloomConfig(vocab_size=VOCAB, hidden_size=16, n_layer=1, n_head=2))
-    with pytest.raises(UnsupportedModel, match="not served yet"):
-        measure(bloom.eval(), **SMALL)
+    with pytest.raises(UnsupportedModel, match="indexed_attention"):
+        measure(zoo("deepseek_v32"), **SMALL)
+    with pytest.raises(UnsupportedModel, match="has an encoder"):
+        measure(zoo("t5"), **SMALL)
     restless = copy.deepcopy(tiny("gpt2")).train()
     with pytest.raises(UnsupportedModel, match="training mode"):
         measure(restless, **SMALL)
@@ -375,9 +383,9 @@ def test_bad_options_are_refused_by_name(
 def test_models_that_cannot_be_measured_are_refused_by_name(
     model_dir: str, tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bloom"}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "deepseek_v32"}))
     said = refusal(capsys, ["calibrate", "--model", str(tmp_path)])
-    assert f"--model {tmp_path}: 'bloom' models are not served yet" in said
+    assert f"--model {tmp_path}: 'deepseek_v32' models are not served: it has layers of indexed_attention" in said
     assert "--plain" not in said
 
     def fails(error: Exception) -> None:

@@ -416,7 +416,7 @@ def damage(folder: Path, what: str) -> None:
             (folder / "tokenizer.json").unlink()
             (folder / "tokenizer_config.json").unlink()
         case "not served":
-            (folder / "config.json").write_text(json.dumps({"model_type": "t5"}))
+            (folder / "config.json").write_text(json.dumps({"model_type": "deepseek_v32"}))
 
 
 @pytest.mark.parametrize(

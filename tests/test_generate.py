@@ -18,6 +18,7 @@ from drafters import Oracle
 from law import Case, assert_exact, difference, run
 from models import FAMILIES, PAD, VOCAB, WORDS, tiny, tokenizer
 from users import Recording
+from zoo import zoo
 
 import lookahead
 from lookahead import (
@@ -138,18 +139,16 @@ def _says_what_to_do(error: Exception) -> None:
 _SMALL = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 _GROUPED = _SMALL | {"num_key_value_heads": 2, "intermediate_size": 48}
 UNSUPPORTED: dict[str, Callable[[], Any]] = {
-    "keep a state": lambda: hf.MambaForCausalLM(hf.MambaConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2)),
-    "encoder-decoder": lambda: hf.T5ForConditionalGeneration(
-        hf.T5Config(vocab_size=VOCAB, d_model=32, d_ff=48, num_layers=1, num_heads=4, decoder_start_token_id=0)
-    ),
-    "layers of conv": lambda: hf.Lfm2ForCausalLM(hf.Lfm2Config(**_GROUPED, layer_types=["conv", "full_attention"])),
-    "encoder": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**_SMALL, add_cross_attention=True)),
+    "a state of its own kind": lambda: zoo("rwkv"),
+    "some keys only": lambda: zoo("doge"),
+    "indexed_attention": lambda: zoo("deepseek_v32"),
+    "encoder": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**_SMALL, add_cross_attention=True)).eval(),
 }
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
 def test_other_models_are_refused_before_they_run(name: str) -> None:
-    model = UNSUPPORTED[name]().eval()
+    model = UNSUPPORTED[name]()
     with (
         mock.patch.object(model, "forward", side_effect=AssertionError("ran")),
         pytest.raises(UnsupportedModel) as caught,
