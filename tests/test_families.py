@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
+import page
 import pytest
 import torch
 import transformers as hf
@@ -14,13 +15,14 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from law import Case, assert_exact, same_caches
 from models import PAD, VOCAB, tiny
+from page import verdict
 from test_law import cases
 from transformers import DynamicCache
 from zoo import FLOAT32_ONLY, SEQ2SEQ, ZOO, zoo
 
 import lookahead
 from lookahead import InvalidArgument, Lookahead, UnsupportedModel
-from lookahead.support import Support, supports
+from lookahead.support import supports
 
 REFUSED = {
     "axk2", "cpmant", "deepseek_v32", "deepseek_v4", "doge", "dots3_note", "falcon_mamba", "fsmt", "glm_moe_dsa",
@@ -33,10 +35,6 @@ REFUSED = {
 
 def dtype_of(name: str) -> str:
     return "float32" if name in FLOAT32_ONLY else "float64"
-
-
-def verdict(name: str) -> Support:
-    return supports(zoo(name, dtype=dtype_of(name)))
 
 
 SERVED = sorted(name for name in ZOO if name not in REFUSED)
@@ -52,6 +50,14 @@ def test_served_or_refused(name: str) -> None:
             Lookahead(zoo(name, dtype=dtype_of(name)))
         assert type(zoo(name, dtype=dtype_of(name))).__name__ in str(caught.value)
         assert "model.generate()" in str(caught.value)
+
+
+def test_the_page_lists_what_this_run_finds(request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("--write-page"):
+        page.write()
+    if f"transformers {hf.__version__}:" not in page.shown():
+        pytest.skip("the page is of another version of transformers")
+    assert page.shown() == page.table()
 
 
 @pytest.mark.parametrize("name", SERVED)
@@ -131,7 +137,7 @@ def zoo_cases(draw: Any) -> Case:
     return replace(case, mask="full" if unpadded else mask, drafter=drafter, options=options)
 
 
-@settings(settings.get_profile("side_law"), suppress_health_check=FEW)
+@settings(settings.get_profile("law"), suppress_health_check=FEW)
 @given(case=zoo_cases())
 def test_drafting_never_changes_the_output_of_any_architecture(case: Case) -> None:
     result = assert_exact(case)
