@@ -230,7 +230,7 @@ class Lookahead:
         config, (cache, cross) = generation_config, apart(_cache_of(model_kwargs))
         self._memory.check()
         refuse_modes(config)
-        refuse_inputs(model_kwargs)
+        refuse_inputs(model, model_kwargs)
         refuse_sharding(model)
         refuse_clocks(model, self.budget, self.drafter)
         require_ordinary(cache)

@@ -114,15 +114,25 @@ def _chains(linear: Family, config: Any) -> list[Family]:
 
 
 def _passes_positions(model: Any) -> bool:
-    """Whether `generate()` hands positions on to the model."""
+    """Whether `generate()` hands positions on to the model.
+
+    Raises:
+        UnsupportedModel: it hands on others than it has counted.
+    """
     if type(model).prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation:
         return True
     ids = torch.zeros((1, 2), dtype=torch.int64, device=model.device)
     given = {"attention_mask": torch.ones_like(ids), "position_ids": torch.arange(2, device=model.device)[None]}
     try:
-        return "position_ids" in model.prepare_inputs_for_generation(ids, **given, use_cache=True)
+        found = model.prepare_inputs_for_generation(ids, **given, use_cache=True).get("position_ids")
     except Exception:  # it asks for more than there is; the trial tells
         return True
+    if found is not None and not (
+        found.shape == (1, 2) and torch.equal(found, torch.arange(2, device=found.device)[None])
+    ):
+        reason = "generate() gives it positions that are not counted from 0"
+        raise UnsupportedModel(f"{type(model).__name__} cannot be served: {reason}; {INSTEAD}")
+    return found is not None
 
 
 def text_config(model: Any) -> Any:

@@ -23,6 +23,12 @@ SERVED_INPUTS = {
 }  # fmt: skip
 
 
+PROMPT_INPUTS = {
+    "pixel_values", "pixel_values_videos", "pixel_attention_mask", "image_sizes", "image_grid_thw", "video_grid_thw",
+    "mm_encoder_outputs", "token_type_ids", "mm_token_type_ids", "input_features", "input_features_mask",
+}  # fmt: skip
+
+
 def served_arguments(model: Any, arguments: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
     """Refuse what belongs to other decoders and never reaches a `custom_generate` callable; prepare the rest for it."""
     arguments = dict(arguments)
@@ -114,9 +120,15 @@ def refuse_modes(config: Any) -> None:
         )
 
 
-def refuse_inputs(model_kwargs: dict[str, Any]) -> None:
-    """Raise `UnsupportedArgument` for every model input that a pass over a tree could not be given."""
+def refuse_inputs(model: Any, model_kwargs: dict[str, Any]) -> None:
+    """Raise `UnsupportedArgument` for every model input that a pass over a tree could not be given.
+
+    What pictures and sounds are made into is looked at with the prompt, and not again.
+    """
+    senses = any(hasattr(model.config, name) for name in ("vision_config", "audio_config"))
     for name, value in model_kwargs.items():
+        if senses and name in PROMPT_INPUTS:
+            continue
         if value is not None and name not in SERVED_INPUTS:
             raise UnsupportedArgument(f"{name}: this model input is not served; leave it out, or call model.generate()")
     positions = model_kwargs.get("position_ids")

@@ -41,7 +41,7 @@ class StateCache:
         self.cache, self.prompt = cache, prompt
         self.pending: NDArray[np.int64] = np.zeros((rows, 0), np.int64)
         self._seen = 0  # generated tokens that are in the states
-        self._before: list[dict[str, Any]] | None = None  # the states before the pass that is running
+        self._before: list[tuple[dict[str, Any], int]] | None = None  # what was before the pass that is running
         self._ran = 0
 
     @property
@@ -81,7 +81,12 @@ class StateCache:
         self.pending = np.concatenate([self.pending, kept], axis=1)
 
     def give_back(self, cache: Any) -> None:
-        """Let `cache`, whose states these are, have the keys and values too; nothing may be pending."""
+        """Let `cache`, whose states these are, have the keys and values too; nothing may be pending.
+
+        A pass that was begun and not kept, as where somebody's code has failed behind it, is undone.
+        """
+        if self._before is not None:
+            self._undo()
         for layer, target in zip(self.cache.layers, cache.layers, strict=False):
             if layer is not target and layer.keys is not None:
                 fill(target, layer.keys, layer.values)
@@ -89,16 +94,21 @@ class StateCache:
     def _undo(self) -> None:
         """Put everything back to where it was before the pass."""
         assert self._before is not None
-        for layer, before in zip(self.cache.layers, self._before, strict=True):
+        for layer, (before, length) in zip(self.cache.layers, self._before, strict=True):
             vars(layer).update(before)
-            if getattr(layer, "keys", None) is not None and layer.keys.numel():
-                layer.keys, layer.values = (states[..., : -self._ran, :] for states in (layer.keys, layer.values))
+            if _length(layer):  # of a pass that has failed, not all layers hold the tokens
+                layer.keys, layer.values = (states[..., :length, :] for states in (layer.keys, layer.values))
         self._before = None
 
 
-def _saved(layer: Any) -> dict[str, Any]:
-    """Return a copy of the states of a layer; keys and values can be cut instead."""
-    return {name: _copied(value) for name, value in vars(layer).items() if name not in ("keys", "values")}
+def _saved(layer: Any) -> tuple[dict[str, Any], int]:
+    """Return a copy of the states of a layer, and how many keys and values it has, which can be cut instead."""
+    return {name: _copied(value) for name, value in vars(layer).items() if name not in ("keys", "values")}, _length(layer)
+
+
+def _length(layer: Any) -> int:
+    keys = getattr(layer, "keys", None)
+    return 0 if keys is None or not keys.numel() else int(keys.shape[-2])
 
 
 def _copied(value: Any) -> Any:
