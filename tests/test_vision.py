@@ -61,6 +61,8 @@ def seeing(make: Callable[[], Any]) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = make().eval()
+        for parameter in model.parameters():  # what joins eye and text starts as zeros
+            parameter.data += 0.05 * torch.randn_like(parameter)
     model.generation_config = hf.GenerationConfig(pad_token_id=PAD, bos_token_id=BOS)
     return model
 
