@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -58,6 +59,15 @@ def test_the_page_lists_what_this_run_finds(request: pytest.FixtureRequest) -> N
     if f"transformers {hf.__version__}:" not in page.shown():
         pytest.skip("the page is of another version of transformers")
     assert page.shown() == page.table()
+
+
+def test_the_readme_counts_what_the_page_lists() -> None:
+    trees, chains, refused = (int(number) for number in re.findall(r"(\d+) (?:with|refused)", page.shown())[:3])
+    text = (page.PAGE.parents[1] / "README.md").read_text()
+    assert f"{trees + chains + refused} architectures are tried" in text
+    assert f"{trees} run with token trees" in text
+    assert f"{chains} with chains" in text
+    assert f"{refused} are refused" in text
 
 
 @pytest.mark.parametrize("name", SERVED)
