@@ -225,6 +225,11 @@ def check_served(config: Any, name: str, fix: str = "add --plain") -> None:
     """Raise `InvalidInput` where a config alone rules a model out; `fix` is what to do then."""
     from lookahead.families import refusal
 
+    if getattr(config, "is_encoder_decoder", False):
+        raise InvalidInput(
+            f"--model {name}: {config.model_type!r} is an encoder-decoder, which does not write on from a prompt; use it "
+            "in Python: lookahead.generate(model, inputs)"
+        )
     if reason := refusal(config):
         raise InvalidInput(f"--model {name}: {config.model_type!r} models are not served: {reason}; {fix}")
 

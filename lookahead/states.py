@@ -103,7 +103,9 @@ class StateCache:
 
 def _saved(layer: Any) -> tuple[dict[str, Any], int]:
     """Return a copy of the states of a layer, and how many keys and values it has, which can be cut instead."""
-    return {name: _copied(value) for name, value in vars(layer).items() if name not in ("keys", "values")}, _length(layer)
+    return {name: _copied(value) for name, value in vars(layer).items() if name not in ("keys", "values")}, _length(
+        layer
+    )
 
 
 def _length(layer: Any) -> int:

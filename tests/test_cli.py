@@ -417,6 +417,8 @@ def damage(folder: Path, what: str) -> None:
             (folder / "tokenizer_config.json").unlink()
         case "not served":
             (folder / "config.json").write_text(json.dumps({"model_type": "deepseek_v32"}))
+        case "is an encoder-decoder":
+            (folder / "config.json").write_text(json.dumps({"model_type": "t5"}))
 
 
 @pytest.mark.parametrize(
@@ -429,6 +431,7 @@ def damage(folder: Path, what: str) -> None:
         "the weights lack",
         "no tokenizer",
         "not served",
+        "is an encoder-decoder",
     ],
 )
 def test_damaged_models_are_refused(copy: Path, capsys: pytest.CaptureFixture[str], what: str) -> None:
