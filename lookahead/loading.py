@@ -227,7 +227,7 @@ def check_served(config: Any, name: str, fix: str = "add --plain") -> None:
 
     if getattr(config, "is_encoder_decoder", False):
         raise InvalidInput(
-            f"--model {name}: {config.model_type!r} is an encoder-decoder, which does not write on from a prompt; use it "
+            f"--model {name}: {config.model_type!r} is an encoder-decoder, which does not write on from a prompt; "
             "in Python: lookahead.generate(model, inputs)"
         )
     if reason := refusal(config):

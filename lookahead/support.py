@@ -91,15 +91,12 @@ def _judge(model: Any) -> Support:
         return Support("refused", str(error))
     if model.config.model_type in TRIED and not _is_quantized(model):
         return Support("tree", family=families[0])
-    training = model.training
     try:
         with torch.no_grad(), _short_windows(text_config(model)):
             return _tried(model, families_of(model), families)
     except Exception as error:
         reason = f"a trial of it failed ({_said(error)})"
         return Support("refused", f"{type(model).__name__} cannot be served: {reason}; {INSTEAD}")
-    finally:
-        model.train(training)
 
 
 def _is_quantized(model: Any) -> bool:
