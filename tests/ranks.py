@@ -71,6 +71,8 @@ def main(rank: int, store: str) -> None:
     auto, window = Lookahead(model), Lookahead(model, nodes=8, sources=("prompt", "jacobi"))
     assert "nodes='auto'" in refusal(lambda: refuse_clocks(model, auto.budget, auto.drafter))
     assert "Jacobi(switch='on')" in refusal(lambda: refuse_clocks(model, window.budget, window.drafter))
+    assert "nodes='auto'" in refusal(lambda: auto.generate(IDS, **CALL))
+    assert "Jacobi(switch='on')" in refusal(lambda: model.generate(IDS, custom_generate=window, **CALL))
     refuse_clocks(tiny("llama"), auto.budget, auto.drafter)
     assert "pp_size=2" in refusal(lambda: Lookahead(spread("llama", pp_size=2)).generate(IDS, **CALL))
     assert "FSDP" in refusal(lambda: Lookahead(spread("llama", fsdp_size=2)).generate(IDS, **CALL))
