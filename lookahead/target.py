@@ -192,11 +192,9 @@ class Target:
             self.cache.give_back(cache, tokens)
             return
         if self._states.pending.shape[1]:
-            last = self._states.pending[:, -1:]
-            self._states.pending = self._states.pending[:, :-1]
-            drafts = [Draft.root(int(token)) for token in last[:, 0]]
-            self.forward(drafts, [tokens - 1] * len(drafts))
-            self.keep([[0]] * len(drafts))
+            last = self._states.take()
+            self.forward([Draft.root(token) for token in last], [self._states.complete] * len(last))
+            self.keep([[0]] * len(last))
         self._states.give_back(cache)
 
     def _attention_mask(self, drafts: Sequence[Draft], columns: Sequence[int], size: int) -> Any:

@@ -188,6 +188,86 @@ def test_trim_by_path_weight_is_cut(draft: Draft, nodes: int) -> None:
     assert draft.trim(nodes, weight) == draft.cut(min(nodes, useful))
 
 
+def chains(draft: Draft) -> list[list[int]]:
+    """All chains from the root on that have no probe, the root alone among them."""
+    paths = [draft.path(node) for node in range(len(draft))]
+    return [path for path in paths if not draft.probe[path[1:]].any()]
+
+
+def brings(draft: Draft, path: list[int]) -> float:
+    """How many tokens of a chain are expected to be accepted."""
+    return float(np.cumprod(draft.weight[path[1:]].astype(np.float64)).sum())
+
+
+def assert_part(short: Draft, draft: Draft, kept: list[int]) -> None:
+    """A draft is sound, and has the nodes `kept` of another, in order."""
+    for name in ("tokens", "weight", "source", "probe", "depth"):
+        column = getattr(short, name)
+        assert column.tolist() == getattr(draft, name)[kept].tolist(), name
+        assert column.dtype == getattr(draft, name).dtype
+        assert not column.flags.writeable
+    assert short.parents.dtype == np.int32
+    assert not short.parents.flags.writeable
+    again = Draft(short.tokens, short.parents, short.weight, short.source, short.probe)
+    assert again == short, "it is sound"
+    assert again.depth.tolist() == short.depth.tolist()
+
+
+trees = drafts(twins=False) | drafts()
+
+
+@settings(max_examples=300)
+@given(trees)
+def test_a_spine_is_the_chain_that_is_expected_to_bring_most(draft: Draft) -> None:
+    spine = draft.spine()
+    assert spine.parents.tolist() == [*range(-1, len(spine) - 1)]
+    assert not spine.probe.any()
+    most = max(brings(draft, path) for path in chains(draft))
+    assert brings(spine, list(range(len(spine)))) == pytest.approx(most, rel=1e-9, abs=0.0)
+    named = [tuple(getattr(spine, name).tolist()) for name in ("tokens", "weight", "source")]
+    found = [
+        path
+        for path in chains(draft)
+        if [tuple(getattr(draft, name)[path].tolist()) for name in ("tokens", "weight", "source")] == named
+    ]
+    assert found, "it is a chain of the tree"
+    assert_part(spine, draft, found[0])
+
+
+@settings(max_examples=300)
+@given(trees, st.one_of(st.integers(0, 8), st.integers(10, 34)))
+def test_a_spine_ends_behind_the_first_last_token(draft: Draft, last: int) -> None:
+    whole, spine = draft.spine(), draft.spine(last)
+    at = next((i for i, token in enumerate(whole.tokens) if token == last), len(whole) - 1)
+    assert_part(spine, whole, list(range(at + 1)))
+    if int(draft.tokens[0]) == last:
+        assert spine == Draft.root(last)
+
+
+@given(st.lists(st.floats(0, 1, width=32), max_size=8), st.integers(0, 9))
+def test_the_spine_of_a_chain_is_itself(weights: list[float], last: int) -> None:
+    """Weights of 0 too: nothing is left out that might be accepted."""
+    size = len(weights) + 1
+    chain = Draft(np.arange(size), np.arange(-1, size - 1), np.array([1.0, *weights]))
+    assert chain.spine() is chain
+    assert chain.spine(last) == (chain if last >= size else Draft(*(getattr(chain, name)[: last + 1] for name in
+                                 ("tokens", "parents", "weight", "source", "probe"))))  # fmt: skip
+
+
+def test_spines_of_known_trees() -> None:
+    tokens, parents = np.array([7, 1, 2, 3, 4]), np.array([-1, 0, 0, 2, 3])
+    long = Draft(tokens, parents, np.array([1.0, 0.9, 0.5, 0.9, 0.9]))
+    assert long.spine().tokens.tolist() == [7, 2, 3, 4], "0.5 + 0.45 + 0.405 is more than 0.9"
+    assert long.spine(3).tokens.tolist() == [7, 2, 3], "and is judged as if nothing was cut"
+    probed = Draft(
+        tokens, parents, np.array([1.0, 0.1, 0.9, 0.9, 0.9]), probe=np.array([False, False, True, *[False] * 2])
+    )
+    assert probed.spine().tokens.tolist() == [7, 1], "nothing below a probe is accepted"
+    even = Draft(np.array([7, 1, 2]), np.array([-1, 0, 0]), np.array([1.0, 0.5, 0.5]))
+    assert even.spine().tokens.tolist() == [7, 1], "of equal ones the earlier"
+    assert len(Draft.root(7).spine(7)) == 1
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
