@@ -80,6 +80,12 @@ class StateCache:
         self._undo()
         self.pending = np.concatenate([self.pending, kept], axis=1)
 
+    def take(self) -> list[int]:
+        """Return the last pending token of each row, which is not held any more."""
+        last: list[int] = self.pending[:, -1].tolist()
+        self.pending = self.pending[:, :-1]
+        return last
+
     def give_back(self, cache: Any) -> None:
         """Let `cache`, whose states these are, have the keys and values too; nothing may be pending.
 
