@@ -55,13 +55,13 @@ class TreeMasks:
         """Return the mask, or the masks by name, for trees behind `used` slots.
 
         Args:
-            ancestors: [B, N, N] bool.
+            ancestors: [B, N, N] bool, on the host.
             places: [B, N] of the nodes.
         """
         made: dict[Reach, Tensor] = {}
         for reach in set(self._reaches.values()):
             if self._whole is not None and reach.whole:
-                made[reach] = self._whole.tree(ancestors, used)
+                made[reach] = self._whole.tree(ancestors.to(self._device), used)
             else:
                 made[reach] = self._window(reach, ancestors, places, used)
         if not self._keyed:
@@ -72,7 +72,7 @@ class TreeMasks:
         batch, size, _ = ancestors.shape
         shown = np.empty((batch, 1, size, used + size), np.bool_)
         _show(
-            self._reserved(used), places, self._first, ancestors.cpu().numpy(), used, reach.sliding, reach.chunk, shown
+            self._reserved(used), places, self._first, ancestors.numpy(), used, reach.sliding, reach.chunk, shown
         )
         mask = torch.full(shown.shape, torch.finfo(self._dtype).min, dtype=self._dtype, device=self._device)
         return mask.masked_fill_(torch.from_numpy(shown).to(self._device), 0)

@@ -214,7 +214,7 @@ class Target:
         for row, draft in enumerate(drafts):
             places[row] = self.cache.prompt + columns[row]
             places[row, : len(draft)] += draft.depth
-        return self._masks.tree(torch.from_numpy(ancestors).to(self._device), places, self.cache.used)
+        return self._masks.tree(torch.from_numpy(ancestors), places, self.cache.used)
 
     def _padding_mask(self, size: int) -> Tensor | None:
         """Return [B, S + N] int64, 1 where a slot holds a token, for models that make their masks themselves."""
