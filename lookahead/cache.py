@@ -231,6 +231,16 @@ def length_of(cache: Any, tokens: int) -> int:
     return int(cache.get_seq_length()) if keys else tokens
 
 
+def fill_all(cache: Any, opened: Any) -> None:
+    """Let `cache` hold what the cache `opened` holds, which was made of it, after passes over it."""
+    for i, layer in enumerate(opened.layers):
+        if i == len(cache.layers):
+            cache.layers.append(layer)
+        target = cache.layers[i]
+        if layer is not target and getattr(layer, "keys", None) is not None and layer.keys.numel():
+            fill(target, layer.keys, layer.values)
+
+
 def apart(cache: Any) -> tuple[Any, DynamicCache | None]:
     """Return the cache of the text itself, and that of the encoder's states, where there is one."""
     if type(cache) is EncoderDecoderCache:

@@ -17,13 +17,13 @@ from transformers.generation import (
 )
 
 from lookahead.budget import Budget
-from lookahead.cache import BLOCK, apart, joined, length_of, opened, require_ordinary
+from lookahead.cache import BLOCK, apart, fill_all, joined, length_of, opened, require_ordinary
 from lookahead.curves import key_of
 from lookahead.decode import Decoder
 from lookahead.draft import IntArray
 from lookahead.drafter import Drafter
 from lookahead.errors import InvalidArgument, InvalidDraft
-from lookahead.families import require_usable, vocabulary
+from lookahead.families import Family, require_usable, vocabulary
 from lookahead.foresight import Usual
 from lookahead.grammar.grammar import Grammar
 from lookahead.grammar.processor import GrammarProcessor
@@ -57,7 +57,7 @@ class Lookahead:
     (`streamer`, and `tokenizer` for `stop_strings`) `la.generate(...)` and `lookahead.generate(model, ...)` carry.
 
     Args:
-        model: a causal language model that `lookahead.supports`.
+        model: a language model that `lookahead.supports`.
         tokenizer: used for `stop_strings` where `generate()` gets none.
         drafter: proposes the drafts; by default a `Grower` over `sources`.
         sources: names or objects of what the default drafter asks, see `Grower`; not together with `drafter`.
@@ -291,44 +291,63 @@ class Lookahead:
         given = _cache_of(model_kwargs)
         own, cross = apart(given)
         passed = joined(opened(own), cross)
-        outputs = self.model._prefill(input_ids, config, model_kwargs | {family.cache: passed})
-        logits, cache = outputs.logits[:, -1:].clone(), apart(passed)[0]
-        del outputs
-        require_ordinary(cache)
-        shown = model_kwargs.get("attention_mask" if cross is None else "decoder_attention_mask")
-        cached = length_of(cache, input_ids.shape[1])
-        mask = padding_mask(shown, cached)
-        sampler.foresee(self._usual, input_ids, logits.shape[-1])
-        contexts = Contexts(*self._read(input_ids, mask, source, model_kwargs), logits.shape[-1])
-        encoder = {} if cross is None else {n: model_kwargs.get(n) for n in ("encoder_outputs", "attention_mask")}
+        decoder: Decoder | None = None
         try:
-            for processor in sampler.grammars:
-                processor.begin(progress.rows, input_ids.shape[1], logits.shape[-1])
-            with sampler.undisturbed():
-                rows = range(progress.rows if self.budget.most else 0)
-                drafters = [self._started(contexts.view(row, 0)) for row in rows]
-            room = min(progress.remaining(0), 2 * BLOCK) + self.budget.most + self.drafter.probes + 1
-            positions = last_positions(model_kwargs, cached, input_ids)
-            target = Target(self.model, family, cache, mask, positions, room, encoder=encoder, cross=cross)
-            vocab = vocabulary(self.model)
-            purse = self._purse(progress.rows, sampler)
-            decoder = Decoder(target, sampler, progress, contexts, drafters, purse=purse, vocab=vocab)
+            logits, target, contexts, drafters = self._begin(
+                input_ids, config, model_kwargs | {family.cache: passed}, family, progress, sampler, source
+            )
             try:
+                purse, vocab = self._purse(progress.rows, sampler), vocabulary(self.model)
+                decoder = Decoder(target, sampler, progress, contexts, drafters, purse=purse, vocab=vocab)
                 with self.model._optimize_model_for_decode():
                     decoder.run(logits)
                 self._memory.add([(contexts.view(row, 0), progress.generated(row)) for row in range(progress.rows)])
                 self._learn_values(sampler, progress)
             finally:
                 sampler.finish(progress.settled)
-                if cross is not None:
-                    given.is_updated = passed.is_updated
                 if give_back:
                     target.give_back(own, max(min(progress.settled - 1, target.cache.complete), 0))
-                self.last = Run(progress.settled, tuple(decoder.passes))
+                self.last = Run(progress.settled, () if decoder is None else tuple(decoder.passes))
+        except BaseException:
+            fill_all(own, apart(passed)[0])  # what failed before the first pass has left the prompt there
+            raise
         finally:
+            if cross is not None:
+                given.is_updated = passed.is_updated
             for processor in sampler.grammars:
                 processor.close()
         return given
+
+    def _begin(
+        self,
+        input_ids: Tensor,
+        config: Any,
+        model_kwargs: dict[str, Any],
+        family: Family,
+        progress: Progress,
+        sampler: Sampler,
+        source: Tensor | None,
+    ) -> tuple[Tensor, Target, Contexts, list[Drafter]]:
+        """Prefill; return the logits behind the prompt, the model behind its cache, and who drafts from what."""
+        outputs = self.model._prefill(input_ids, config, model_kwargs)
+        logits, (cache, cross) = outputs.logits[:, -1:].clone(), apart(model_kwargs[family.cache])
+        del outputs
+        require_ordinary(cache)
+        shown = model_kwargs.get("attention_mask" if cross is None else "decoder_attention_mask")
+        cached = length_of(cache, input_ids.shape[1] if shown is None else shown.shape[1])
+        mask = padding_mask(shown, cached)
+        sampler.foresee(self._usual, input_ids, logits.shape[-1])
+        contexts = Contexts(*self._read(input_ids, mask, source, model_kwargs), logits.shape[-1])
+        for processor in sampler.grammars:
+            processor.begin(progress.rows, input_ids.shape[1], logits.shape[-1])
+        with sampler.undisturbed():
+            rows = range(progress.rows if self.budget.most else 0)
+            drafters = [self._started(contexts.view(row, 0)) for row in rows]
+        room = min(progress.remaining(0), 2 * BLOCK) + self.budget.most + self.drafter.probes + 1
+        positions = last_positions(model_kwargs, cached, input_ids)
+        encoder = {} if cross is None else {n: model_kwargs.get(n) for n in ("encoder_outputs", "attention_mask")}
+        target = Target(self.model, family, cache, mask, positions, room, encoder=encoder, cross=cross)
+        return logits, target, contexts, drafters
 
     def _read(
         self, input_ids: Tensor, mask: Tensor | None, source: Tensor | None, model_kwargs: dict[str, Any]
@@ -371,7 +390,8 @@ class Lookahead:
 
 def _cache_of(model_kwargs: dict[str, Any]) -> Any:
     """Return the cache that `generate()` has prepared, under either of its names."""
-    return model_kwargs.get("past_key_values", model_kwargs.get("cache_params"))
+    given = model_kwargs.get("past_key_values")
+    return model_kwargs.get("cache_params") if given is None else given
 
 
 def _is_text(inputs: Any) -> bool:

@@ -110,7 +110,9 @@ def families_of(model: Any) -> list[Family]:
 def _chains(linear: Family, config: Any) -> list[Family]:
     """Return how chains may run where the model counts places itself: padding may not count, wherever it stands."""
     padding = getattr(config, "pad_token_id", None)
-    return [linear] if padding is None else [linear, replace(linear, last=int(padding))]
+    if padding is None or not 0 <= padding < int(config.vocab_size):
+        return [linear]
+    return [linear, replace(linear, last=int(padding))]
 
 
 def _passes_positions(model: Any) -> bool:
@@ -121,8 +123,8 @@ def _passes_positions(model: Any) -> bool:
     """
     if type(model).prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation:
         return True
-    ids = torch.zeros((1, 2), dtype=torch.int64, device=model.device)
-    given = {"attention_mask": torch.ones_like(ids), "position_ids": torch.arange(2, device=model.device)[None]}
+    ids = torch.zeros((1, 2), dtype=torch.int64, device=device_of(model))
+    given = {"attention_mask": torch.ones_like(ids), "position_ids": torch.arange(2, device=ids.device)[None]}
     try:
         found = model.prepare_inputs_for_generation(ids, **given, use_cache=True).get("position_ids")
     except Exception:  # it asks for more than there is; the trial tells
@@ -133,6 +135,14 @@ def _passes_positions(model: Any) -> bool:
         reason = "generate() gives it positions that are not counted from 0"
         raise UnsupportedModel(f"{type(model).__name__} cannot be served: {reason}; {INSTEAD}")
     return found is not None
+
+
+def device_of(model: Any) -> torch.device:
+    """Return the device that inputs go to; weights that are offloaded are on none between passes."""
+    device = torch.device(model.device)
+    if device.type != "meta":
+        return device
+    return torch.device(getattr(getattr(model, "_hf_hook", None), "execution_device", None) or "cpu")
 
 
 def text_config(model: Any) -> Any:

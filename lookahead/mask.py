@@ -71,9 +71,7 @@ class TreeMasks:
     def _window(self, reach: Reach, ancestors: Tensor, places: NDArray[np.int64], used: int) -> Tensor:
         batch, size, _ = ancestors.shape
         shown = np.empty((batch, 1, size, used + size), np.bool_)
-        _show(
-            self._reserved(used), places, self._first, ancestors.numpy(), used, reach.sliding, reach.chunk, shown
-        )
+        _show(self._reserved(used), places, self._first, ancestors.numpy(), used, reach.sliding, reach.chunk, shown)
         mask = torch.full(shown.shape, torch.finfo(self._dtype).min, dtype=self._dtype, device=self._device)
         return mask.masked_fill_(torch.from_numpy(shown).to(self._device), 0)
 

@@ -82,7 +82,7 @@ class Rate:
         total, known = self._tokens.total, len(self._seconds)
         if total:
             self.token_s = self._seconds.mean * known / total
-            if self._before:
+            if self._before and self.token_s:  # a coarse clock may stand still
                 self.token_s *= (self._before / self.token_s) ** (_BEFORE / (_BEFORE + known))
 
 
@@ -96,12 +96,10 @@ class UsualRate:
     def begin(self) -> Rate:
         """Return the rate of another text; what the one before it has shown is taken in now."""
         last = self._last
-        if last.passes >= _FEW:
+        if last.passes >= _FEW and last.token_s:
             self._texts += 1
-            self._token_s *= (
-                (last.token_s / self._token_s) ** (1.0 / min(self._texts, _TEXTS)) if self._token_s else 0.0
-            )
-            self._token_s = self._token_s or last.token_s
+            usual = self._token_s or last.token_s
+            self._token_s = usual * (last.token_s / usual) ** (1.0 / min(self._texts, _TEXTS))
         self._last = Rate(self._token_s, last.usual_s)
         return self._last
 

@@ -131,6 +131,12 @@ def refuse_inputs(model: Any, model_kwargs: dict[str, Any]) -> None:
             continue
         if value is not None and name not in SERVED_INPUTS:
             raise UnsupportedArgument(f"{name}: this model input is not served; leave it out, or call model.generate()")
+    shown = model_kwargs.get("decoder_attention_mask")
+    if shown is not None and not bool((shown != 0).all()):
+        raise UnsupportedArgument(
+            "decoder_attention_mask: padding of what a decoder starts with is not served, since models count it in "
+            "different ways; give decoder_input_ids without padding, or call model.generate()"
+        )
     positions = model_kwargs.get("position_ids")
     if positions is not None and positions.dim() != 2:
         raise UnsupportedArgument(f"position_ids of shape {tuple(positions.shape)}: only [batch, length] is served")

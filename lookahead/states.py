@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lookahead.cache import fill
+from lookahead.cache import fill_all
 
 MOST = 16  # pending tokens; then a pass runs without a draft, behind which nothing is pending
 
@@ -93,9 +93,7 @@ class StateCache:
         """
         if self._before is not None:
             self._undo()
-        for layer, target in zip(self.cache.layers, cache.layers, strict=False):
-            if layer is not target and layer.keys is not None:
-                fill(target, layer.keys, layer.values)
+        fill_all(cache, self.cache)
 
     def _undo(self) -> None:
         """Put everything back to where it was before the pass."""

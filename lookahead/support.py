@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import RLock
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -12,18 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
+from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import MoEModelOutput
 
 from lookahead.cache import joined, opened
 from lookahead.draft import Draft
 from lookahead.errors import LookaheadError, UnsupportedModel
-from lookahead.families import INSTEAD, TRIED, Family, families_of, require_usable, text_config, vocabulary
+from lookahead.families import INSTEAD, TRIED, Family, device_of, families_of, require_usable, text_config, vocabulary
 from lookahead.target import Target
 
 PADDING, _READ = 3, 8  # tokens; and those that an encoder has read
 PROMPT, WINDOW = 14, 6  # tokens of the check; how far windows and chunks reach in it, so that they matter
-_EXACT, _ROUGH = (1e-3, 1e-3), (2e-2, 0.4)
+_EXACT, _ROUGH = (1e-3, 2e-3), (0.1, 0.3)
 """Differences of logits over their spread, in 32 bits and in 16: what is rounding anyhow, and what is none any more."""
+_WINDOWS = ("sliding_window", "attention_chunk_size")
 _NOISE = 4.0  # times what `transformers` itself differs between many tokens in a pass and one
 
 
@@ -48,11 +51,14 @@ class Support:
 def supports(model: Any) -> Support:
     """Say how `model` is served. Never raises because of the model.
 
-    The first time, an architecture that is not well known runs some twenty tokens. The answer is kept with the model.
+    The first time, an architecture that is not well known runs a few hundred tokens, in which its windows of attention
+    are short: no other thread may use it then. The answer is kept with the model.
 
     >>> lookahead.supports(model).kind
     'tree'
     """
+    if not isinstance(model, GenerationMixin):
+        return Support("refused", f"{type(model).__name__} cannot be served: it cannot generate()")
     try:
         require_usable(model, prompt=1, longest=1)
     except UnsupportedModel as error:
@@ -72,16 +78,19 @@ def family_of(model: Any) -> Family:
     return found.family
 
 
-_FOUND: WeakKeyDictionary[Any, dict[str, Support]] = WeakKeyDictionary()
+_FOUND: WeakKeyDictionary[Any, dict[Any, Support]] = WeakKeyDictionary()
+_ONE_AT_A_TIME = RLock()
 
 
 def _known(model: Any) -> Support:
-    """Return what was found out about `model` with its attention implementation."""
-    found = _FOUND.setdefault(model, {})
-    kind = text_config(model)._attn_implementation
-    if kind not in found:
-        found[kind] = _judge(model)
-    return found[kind]
+    """Return what was found out about `model` as it is loaded."""
+    config = text_config(model)
+    way = (config._attn_implementation, model.dtype, *(getattr(config, name, None) for name in _WINDOWS))
+    with _ONE_AT_A_TIME:
+        found = _FOUND.setdefault(model, {})
+        if way not in found:
+            found[way] = _judge(model)
+        return found[way]
 
 
 def _judge(model: Any) -> Support:
@@ -146,7 +155,7 @@ def _why_linear(family: Family, differences: Sequence[float]) -> str:
     if family.state:
         return "its layers keep a state, which cannot branch"
     if family.encoder or not family.positions:
-        return "it takes no position_ids, so that two tokens cannot stand at one place"
+        return "it is given no position_ids, so that two tokens cannot stand at one place"
     if min(differences) == float("inf"):
         return "it takes no mask for single tokens"
     return f"a tree mask changes its logits by {min(differences):.2g} of their spread"
@@ -169,14 +178,14 @@ class Trial:
 
     # Node by node: the root, two branches under it, and what was drafted under the second one in the next pass.
     _PARENTS = (-1, 0, 0, 1, 2, 4)
-    _KEPT = (0, 2, 4)
+    _LEAVES, _KEPT = (3, 5), (0, 2, 4)
 
     def __init__(self, model: Any, family: Family, padding: int, *, within: int | None = None) -> None:
         self._model, self._family, self._positions, self.padding = model, family, family.positions, padding
         vocab, weight = vocabulary(model), model.get_input_embeddings().weight
-        device = weight.device
+        device = device_of(model)
         # What an encoder says needs no encoder here: any states do, and it may read sounds or pictures.
-        self._encoder = _encoded(text_config(model), weight) if family.encoder else {}
+        self._encoder = _encoded(text_config(model), weight.dtype, device) if family.encoder else {}
         unwanted = getattr(text_config(model), "pad_token_id", None)
         known = np.array([token for token in range(vocab) if token != unwanted])
         tokens = np.random.default_rng(0).choice(known, 32, replace=vocab <= 32)
@@ -186,15 +195,19 @@ class Trial:
         if within is not None:
             self._tokens[self._KEPT[1]] = within
             self._later[1] = within
-        paths = [Draft(np.array(self._tokens), np.array(self._PARENTS)).path(node) for node in range(len(self._tokens))]
-        self._alone = [self._stepped([self._tokens[node] for node in path])[-1] for path in paths]
+        tree = Draft(np.array(self._tokens), np.array(self._PARENTS))
+        alone: dict[int, Tensor] = {}
+        for leaf in self._LEAVES:
+            path = tree.path(leaf)
+            alone |= dict(zip(path, self._stepped([self._tokens[node] for node in path]), strict=True))
+        self._alone = [alone[node] for node in range(len(tree))]
         chain = [*(self._tokens[node] for node in self._KEPT), *self._later]
         self._chain = self._stepped(chain)
         self.spread = float(torch.stack(self._chain).float().std())
-        rounding, self.limit = _EXACT if self._chain[0].dtype in (torch.float32, torch.float64) else _ROUGH
+        rounding, self.limit = _EXACT if weight.dtype in (torch.float32, torch.float64) else _ROUGH
         self.noise = self._apart(self._at_once(chain), self._chain)
         self.undefined = not bool(torch.stack([*self._chain, *self._alone]).isfinite().any(-1).all())
-        self.allowed = max(rounding, _NOISE * self.noise)
+        self.allowed = min(max(rounding, _NOISE * self.noise), self.limit)
 
     def difference(self, family: Family) -> float:
         """Return how much logits of drafts differ from those of single tokens; infinite where drafts do not run."""
@@ -269,10 +282,10 @@ class Trial:
         return difference / max(self.spread, 1e-12) if difference == difference else float("inf")
 
 
-def _encoded(config: Any, weight: Tensor) -> dict[str, Any]:
+def _encoded(config: Any, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """Return the outputs of an encoder that has read something."""
     width = int(getattr(config, "d_model", None) or config.hidden_size)
-    states = torch.linspace(-1, 1, _READ * width, dtype=weight.dtype, device=weight.device).view(1, _READ, width)
+    states = torch.linspace(-1, 1, _READ * width, dtype=dtype, device=device).view(1, _READ, width)
     return {"encoder_outputs": MoEModelOutput(last_hidden_state=states.sin())}
 
 
@@ -281,7 +294,7 @@ def _short_windows(config: Any) -> Iterator[None]:
     """Let windows and chunks of attention be short meanwhile, so that a short text tells whether they are kept."""
     before = {
         name: getattr(config, name)
-        for name in ("sliding_window", "attention_chunk_size")
+        for name in _WINDOWS
         if isinstance(getattr(config, name, None), int) and getattr(config, name) > WINDOW
     }
     try:

@@ -121,7 +121,9 @@ class Target:
         """Return how deep a draft of `row` may go under its node 0 at `column`; None: as deep as it likes."""
         if self._table is None:
             return None
-        return max(self._table - 1 - int(self._next_position[row]) - column, 0)
+        # A model that counts places itself may count padding, too.
+        first = max(int(self._next_position[row]), self.cache.prompt if self.linear else 0)
+        return max(self._table - 1 - first - column, 0)
 
     def forward(self, drafts: Sequence[Draft], columns: Sequence[int]) -> Tensor:
         """Return the logits [B, N, V] of all nodes of all drafts; rows with fewer nodes are padded at the end.

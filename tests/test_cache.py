@@ -10,12 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import tiny
-from transformers import DynamicCache, StaticCache
-from transformers.cache_utils import DynamicSlidingWindowLayer
+from law import same_caches
+from models import PAD, tiny
+from transformers import DynamicCache, EncoderDecoderCache, StaticCache, cache_utils
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from zoo import ZOO, zoo
 
 from lookahead import UnsupportedCache
-from lookahead.cache import TreeCache, require_ordinary
+from lookahead.cache import TreeCache, apart, fill, joined, length_of, opened, require_ordinary
 from lookahead.draft import Draft
 from lookahead.mask import TreeMask
 
@@ -219,3 +221,138 @@ def test_only_ordinary_caches_are_taken() -> None:
 
     with pytest.raises(UnsupportedCache, match="Mine"):
         require_ordinary(Mine())
+
+
+# Windows that have dropped positions, and caches that are more than one
+
+KINDS = ["full", "sliding", *(["dummy"] if hasattr(cache_utils, "DummyLayer") else [])]
+
+
+def layered(kinds: list[tuple[str, int]]) -> DynamicCache:
+    """Return an empty cache of such layers; a window has a width."""
+    makers = {"full": lambda _: DynamicLayer(), "sliding": DynamicSlidingWindowLayer, "dummy": dummy}
+    cache = DynamicCache()
+    cache.layers = [makers[kind](width) for kind, width in kinds]
+    return cache
+
+
+def dummy(_: int) -> Any:
+    return cache_utils.DummyLayer()
+
+
+def advance(cache: Any, tokens: list[list[int]]) -> None:
+    """Run a pass over `tokens[b]` in every layer that holds something."""
+    for number, layer in enumerate(cache.layers):
+        if type(layer).__name__ != "DummyLayer":
+            cache.update(*(states_of(tokens, number, side) for side in (0, 1)), number)
+
+
+def states_of(tokens: list[list[int]], layer: int, side: int) -> torch.Tensor:
+    """Return states that tell token, row, layer, and whether they are keys."""
+    states = torch.zeros(len(tokens), HEADS, len(tokens[0]), WIDTH)
+    states[..., 0] = torch.tensor(tokens, dtype=torch.float)[:, None]
+    states[..., 1], states[..., 2] = layer, side
+    return states
+
+
+layers = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(2, 6)), min_size=1, max_size=4).filter(
+    lambda kinds: any(kind != "dummy" for kind, _ in kinds)
+)
+
+
+@settings(max_examples=150)
+@given(kinds=layers, pieces=st.lists(st.integers(1, 9), min_size=1, max_size=3), story=stories())
+def test_an_opened_cache_that_is_filled_back_is_one_that_plainly_went_on(
+    kinds: list[tuple[str, int]], pieces: list[int], story: dict[str, Any]
+) -> None:
+    """Whatever windows have dropped before, and however drafts were verified since."""
+    rows, numbers = story["rows"], iter(range(1, 10_000))
+    own, plain = layered(kinds), layered(kinds)
+    for piece in pieces:
+        tokens = fresh(numbers, rows, piece)
+        for cache in (own, plain):
+            advance(cache, tokens)
+    prompt = sum(pieces)
+    whole = opened(own)
+    assert (whole is own) == all(kind == "full" for kind, _ in kinds)
+    require_ordinary(whole)
+    for (kind, width), layer in zip(kinds, whole.layers, strict=True):
+        if kind != "dummy":
+            assert type(layer) is DynamicLayer
+            assert layer.get_seq_length() == layer.keys.shape[-2] == layer.values.shape[-2] == prompt
+            dropped = max(prompt - width + 1, 0) if kind == "sliding" else 0
+            assert not layer.keys[:, :, :dropped].any()
+            assert layer.keys[:, :, dropped:, 0].all()
+    tree = TreeCache(whole, rows=rows, room=story["room"])
+    held: list[list[int]] = [[] for _ in range(rows)]
+    for size, keeps, drops in story["passes"]:
+        tokens = fresh(numbers, rows, size)
+        advance(tree, tokens)
+        tree.keep(keeps)
+        for row, drop in enumerate(drops):
+            held[row] += [tokens[row][node] for node in keeps[row]]
+            drop = min(drop, len(held[row]))
+            tree.drop(row, drop)
+            del held[row][len(held[row]) - drop :]
+    kept = tree.complete
+    tree.give_back(own, kept)
+    for column in range(kept):
+        advance(plain, [[row[column]] for row in held])
+    same_caches(plain, own)
+    more = fresh(numbers, rows, 3)
+    for cache in (own, plain):
+        advance(cache, more)
+    same_caches(plain, own)
+
+
+def fresh(numbers: Any, rows: int, count: int) -> list[list[int]]:
+    """Return tokens that nobody has had."""
+    return [[next(numbers) for _ in range(count)] for _ in range(rows)]
+
+
+@given(width=st.integers(2, 6), pieces=st.lists(st.integers(1, 9), min_size=1, max_size=4))
+def test_a_layer_is_filled_as_passes_fill_it(width: int, pieces: list[int]) -> None:
+    """All at once, also one that nobody has used yet."""
+    for kind in ("full", "sliding"):
+        passed, filled = layered([(kind, width)]), layered([(kind, width)])
+        tokens = [list(range(1, sum(pieces) + 1))] * 2
+        for end, piece in zip(np.cumsum(pieces).tolist(), pieces, strict=True):
+            advance(passed, [row[end - piece : end] for row in tokens])
+        fill(filled.layers[0], *(states_of(tokens, 0, side) for side in (0, 1)))
+        same_caches(passed, filled)
+        assert length_of(filled, 99) == sum(pieces)
+
+
+def test_an_empty_cache_opens_empty() -> None:
+    whole = opened(layered([("sliding", 4), ("full", 4)]))
+    assert [layer.get_seq_length() for layer in whole.layers] == [0, 0]
+    advance(whole, [[1, 2, 3, 4, 5, 6]])
+    assert [layer.get_seq_length() for layer in whole.layers] == [6, 6]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in ("llama", "gemma3_text", "lfm2", "qwen3_next", "mamba2") if name in ZOO]
+)
+def test_the_length_of_a_cache_is_what_it_has_seen(name: str) -> None:
+    """States alone do not tell; windows tell, though they hold less."""
+    model, ids = zoo(name), torch.full((1, 13), PAD + 1)
+    cache = DynamicCache(config=model.config)
+    given_as = "past_key_values" if name != "mamba2" else "cache_params"
+    with torch.no_grad():
+        model(ids, use_cache=True, **{given_as: cache})
+    assert length_of(cache, 13) == 13
+    assert length_of(cache, 99) == (13 if name != "mamba2" else 99)
+
+
+def test_a_cache_of_two_is_taken_apart_and_joined() -> None:
+    """The caches stay the objects that they are; a cross cache knows that it has been filled."""
+    own, cross = ordinary(1, 4), ordinary(1, 7)
+    both = EncoderDecoderCache(own, cross)
+    assert apart(both) == (own, cross)
+    assert apart(own) == (own, None)
+    assert joined(own, None) is own
+    again = joined(*apart(both))
+    assert type(again) is EncoderDecoderCache
+    assert apart(again) == (own, cross)
+    assert again.is_updated == both.is_updated
+    assert all(again.is_updated.values())

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lookahead.cost import KNOTS, CostCurve
+from lookahead.cost import KNOTS, CostCurve, _columns, _outdated, _price
 
 Price = Callable[[Any, Any], Any]
 
@@ -212,6 +212,64 @@ def test_the_unit_of_time_does_not_matter(story: list[tuple[int, float, int, int
     one, other = told(story), told(story, scale)
     if story:
         np.testing.assert_allclose(other.seconds(nodes), scale * one.seconds(nodes), rtol=1e-3)
+
+
+coefficients = st.lists(
+    st.one_of(st.just(0.0), st.floats(0, 10)),
+    min_size=len(_columns(KNOTS, 0, 0)[0]),
+    max_size=len(_columns(KNOTS, 0, 0)[0]),
+)
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(st.one_of(st.sampled_from(KNOTS.tolist()), st.floats(1, 10_000)), min_size=1, max_size=20),
+    coefficients,
+    st.integers(0, 200_000),
+    st.integers(0, 50),
+)
+def test_a_price_is_columns_times_coefficients(nodes: list[float], fit: list[float], context: int, masks: int) -> None:
+    """At the knots, between them and behind the last one; never quite nothing, unless all of it is."""
+    found = np.empty(len(nodes))
+    _price(np.array(nodes), float(context), float(masks), np.array(fit), KNOTS, found)
+    expected = _columns(np.array(nodes), context, masks) @ np.array(fit)
+    np.testing.assert_allclose(found, np.maximum(expected, 1e-9 * sum(fit)), rtol=1e-9)
+
+
+classes = st.lists(
+    st.tuples(st.integers(0, 5), st.integers(0, 3), st.integers(1, 100), st.sampled_from([1.0, 1.25, 1.3, 1.4, 2.0])),
+    max_size=8,
+)
+
+
+@settings(max_examples=300)
+@given(classes, st.sampled_from([2.0**-20, 1.0, 2.0**10]))
+def test_outdated_is_what_smaller_passes_have_since_been_slower_than(
+    kinds: list[tuple[int, int, int, float]], scale: float
+) -> None:
+    """Smaller, behind no more context, long after, and clearly slower."""
+    expected = [
+        any(
+            smaller < knot and shorter <= length and later > seen + 32 and slower > 1.3 * least
+            for smaller, shorter, later, slower in kinds
+        )
+        for knot, length, seen, least in kinds
+    ]
+    knots, lengths, seen, least = (np.array(column) for column in (zip(*kinds, strict=True) if kinds else [[]] * 4))
+    assert _outdated(knots, lengths, seen, least).tolist() == expected
+    assert _outdated(knots, lengths, seen, scale * least).tolist() == expected
+
+
+def test_what_another_machine_took_is_forgotten() -> None:
+    """Large passes that ran once, before all became five times slower, do not make the small ones cheap."""
+    curve, price = CostCurve(), CURVES["linear"]
+    feed(curve, price, (33,), 20, noise=0.0, hiccups=0.0)
+
+    def slower(nodes: Any, context: Any) -> Any:
+        return 5.0 * price(nodes, context)
+
+    feed(curve, slower, (1, 2, 3), 150, noise=0.0, hiccups=0.0)
+    assert error(curve, slower, (1, 2, 3), 100) < 0.1
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])

@@ -49,7 +49,7 @@ class Row:
 
 
 def naive(rows: list[Row], reach: Reach, trees: list[Draft], used: int) -> Any:
-    """Return [B, 1, N, used + N] bool, what each node sees; behind the nodes of a short tree come roots by themselves."""
+    """Return [B, 1, N, used + N] bool, what each node sees; a short tree is filled up with nodes by themselves."""
     size = max(len(tree) for tree in trees)
     seen = np.zeros((len(rows), 1, size, used + size), np.bool_)
     for b, (row, tree) in enumerate(zip(rows, trees, strict=True)):

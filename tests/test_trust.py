@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_draft import drafts
 
 from lookahead.draft import Draft
-from lookahead.trust import Trust
+from lookahead.trust import Trust, UsualTrust
 
 NEVER = 10**6  # a token that nobody drafts
 
@@ -146,3 +146,129 @@ def test_no_story_makes_it_lose_its_way(seed: int) -> None:
     last = Drafter(0.8, 0.8, 16, seed)
     last.run(trust, 200)
     assert last.expected(trust, 100) == pytest.approx(last.accepted, rel=0.35)
+
+
+# The claims that are needed
+
+
+def taught(story: list[tuple[Draft, list[int]]], trust: Trust | None = None) -> Trust:
+    """Return a trust that has seen a story."""
+    trust = trust or Trust()
+    for draft, tokens in story:
+        trust.observe(draft, np.array(tokens, np.int64))
+    return trust
+
+
+TOP = 1.0 / (1.0 + np.exp(-6.0))  # claims are no more certain than that
+
+
+def star(rank: int, claim: float) -> Draft:
+    """Return nodes under the root of which the last one, of this claim, is so many nodes behind the first."""
+    return Draft(np.arange(rank + 2), np.array([-1] + [0] * (rank + 1)), np.array([1.0] + [1.0] * rank + [claim]))
+
+
+def ladder(rank: int, claim: float) -> Draft:
+    """Return the same with the last node three levels below the root."""
+    draft = star(rank - 1, 1.0)
+    parents = [*draft.parents[: rank - 1], 0, rank - 1, rank] if rank > 1 else [-1, 0, 1]
+    return Draft(np.arange(rank + 2), np.array(parents), np.array([1.0] * (rank + 1) + [claim]))
+
+
+def chance(trust: Trust, claim: float, depth: int) -> float:
+    """Return the chance of a node of that claim, were those above it certain."""
+    odds = np.clip(np.log(claim / (1.0 - claim)), -6.0, 6.0)
+    slope, start, deeper, slope_under, start_under = trust.line
+    z = slope_under * odds + start_under if depth == 1 else slope * odds + start + deeper * np.log(depth)
+    return float(1.0 / (1.0 + np.exp(-z)))
+
+
+def brings(trust: Trust, rank: int, own: float) -> float:
+    """Return what the node of that rank brings: halfway between its own chance and what was usual there."""
+    right, seen = trust._ranks[:, rank]
+    return 0.5 * own + 0.5 * (right + 4.0 * own) / (seen + 4.0)
+
+
+learnt = stories | st.builds(
+    lambda claim, truth, count: [
+        (draft, [*range(2, 2 + (4 if i % 10 < 10 * truth else 0)), 0]) for i, draft in enumerate(
+            [Draft.chain([1, 2, 3, 4, 5], weight=claim)] * count)
+    ],
+    st.sampled_from([0.2, 0.7, 1.0]), st.sampled_from([0.0, 0.3, 1.0]), st.integers(0, 40),
+)  # fmt: skip
+
+
+@settings(max_examples=200)
+@given(learnt, st.integers(2, 6), st.floats(0.01, 0.99))
+def test_what_a_node_brings_is_between_its_chance_and_the_usual(
+    story: list[tuple[Draft, list[int]]], rank: int, claim: float
+) -> None:
+    """The naive twin, of which the claims below are judged, is what drafts are told."""
+    trust, claim = taught(story), float(np.float32(claim))
+    assert trust.gains(star(rank, claim))[rank] == pytest.approx(brings(trust, rank, chance(trust, claim, 1)), abs=1e-4)
+    deep, path = ladder(rank, claim), trust.chances(ladder(rank, claim))
+    own = min(chance(trust, claim, 3), float(path[deep.parents[-1]]))
+    assert trust.gains(deep)[rank] == pytest.approx(brings(trust, rank, own), abs=1e-4)
+
+
+@settings(max_examples=300)
+@given(learnt, st.lists(st.floats(0, 1.2), min_size=1, max_size=8), st.booleans())
+def test_claims_are_the_least_that_bring_the_gains(
+    story: list[tuple[Draft, list[int]]], gains: list[float], rising: bool
+) -> None:
+    """Of nodes under the root or three levels below it: those of the claim bring the gain, and no others do."""
+    trust = taught(story)
+    wanted = np.array(sorted(gains) if rising else gains, np.float32)
+    claims = trust.claims(wanted)
+    assert claims.dtype == np.float32
+    assert claims.shape == wanted.shape
+    assert (np.diff(claims) >= 0.0).all(), "they rise"
+    assert (claims >= 1.0 - TOP - 1e-6).all()
+    assert (claims <= TOP + 1e-6).all()
+    for rank, (claim, gain) in enumerate(zip(claims.astype(float), wanted.astype(float), strict=True)):
+        found = max(brings(trust, rank, chance(trust, claim, depth)) for depth in (1, 3))
+        possible = brings(trust, rank, 1.0 - 1e-5)
+        if claim < TOP - 1e-5 and gain < possible:
+            assert found >= gain - 1e-3
+        least, before = brings(trust, rank, 1e-5), claims[rank - 1] if rank else 0.0
+        if claim > max(1.0 - TOP + 1e-5, before + 1e-5) and gain > least:
+            assert found <= gain + 1e-3
+            for draft in (star(rank, 0.9 * claim), ladder(rank, 0.9 * claim)) if rank > 1 else ():
+                assert trust.gains(draft)[rank] <= gain + 1e-3
+
+
+def test_before_anything_is_known_gains_are_claimed() -> None:
+    gains = np.array([0.1, 0.5, 0.9], np.float32)
+    assert Trust().claims(gains) == pytest.approx(gains, abs=1e-3)
+
+
+# Texts one after another
+
+
+@settings(max_examples=60)
+@given(st.lists(stories, max_size=12))
+def test_a_text_begins_with_what_was_usual_in_the_last_ones(texts: list[list[tuple[Draft, list[int]]]]) -> None:
+    """The mean of the lines of the first eight, and then one that forgets; texts without drafts do not count."""
+    usual, mean, count = UsualTrust(), Trust().line.copy(), 0
+    for story in texts:
+        trust = usual.begin()
+        assert trust.drafts == 0
+        assert trust.line == pytest.approx(mean, rel=1e-9, abs=1e-12)
+        taught(story, trust)
+        if trust.drafts:
+            count += 1
+            mean += (trust.line - mean) / min(count, 8)
+
+
+def test_texts_do_not_change_each_other() -> None:
+    """What a text learns is its own until the next one begins; and a text that still runs is left alone."""
+    usual, story = UsualTrust(), [(Draft.chain([1, 2, 3], weight=0.9), [9])] * 30
+    first = usual.begin()
+    taught(story, first)
+    line = first.line.copy()
+    second, third = usual.begin(), usual.begin()
+    assert second.line.tolist() == third.line.tolist()
+    assert second.line.tolist() == pytest.approx(line.tolist())
+    taught(story, second)
+    assert first.line.tolist() == line.tolist()
+    assert third.line.tolist() == pytest.approx(line.tolist())
+    assert Trust().line.tolist() == [1.0, 0.0, 0.0, 1.0, 0.0]
