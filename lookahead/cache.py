@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,12 @@ from transformers.cache_utils import (
     DynamicSlidingWindowLayer,
     EncoderDecoderCache,
 )
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lookahead.errors import UnsupportedCache
+
+NAME = "cache" if "cache" in {one.name for one in fields(CausalLMOutputWithPast)} else "past_key_values"
+"""What `transformers` calls a cache among inputs and outputs: "cache" since 5.24."""
 
 BLOCK = 128  # slots; a buffer grows by a quarter of itself, and by no less than this
 REALIGN = 128  # slots; holes are closed when they are this many and half of what was generated
@@ -211,7 +216,7 @@ class TreeCache(Cache):  # type: ignore[misc]
 def require_ordinary(cache: Any) -> None:
     """Raise `UnsupportedCache` unless `cache` is a `DynamicCache` whose layers keep positions, all or the last ones."""
     kind = type(cache).__name__
-    advice = "leave past_key_values and cache_implementation out, pass a DynamicCache, or call model.generate()"
+    advice = f"leave {NAME} and cache_implementation out, pass a DynamicCache, or call model.generate()"
     if type(cache) is not DynamicCache:
         raise UnsupportedCache(f"the cache is a {kind}, which cannot drop rejected tokens here; {advice}")
     if getattr(cache, "offloading", False):

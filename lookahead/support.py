@@ -100,12 +100,25 @@ def _judge(model: Any) -> Support:
         return Support("refused", str(error))
     if model.config.model_type in TRIED and not _is_quantized(model):
         return Support("tree", family=families[0])
-    try:
-        with torch.no_grad(), _short_windows(text_config(model)):
-            return _tried(model, families_of(model), families)
-    except Exception as error:
-        reason = f"a trial of it failed ({_said(error)})"
-        return Support("refused", f"{type(model).__name__} cannot be served: {reason}; {INSTEAD}")
+    devices = [device for device in {one.device for one in model.parameters()} if device.type == "cuda"]
+    with torch.random.fork_rng(devices):
+        before = _generators(devices)
+        try:
+            with torch.no_grad(), _short_windows(text_config(model)):
+                found = _tried(model, families_of(model), families)
+        except Exception as error:
+            reason = f"a trial of it failed ({_said(error)})"
+            return Support("refused", f"{type(model).__name__} cannot be served: {reason}; {INSTEAD}")
+        drawn = not all(map(torch.equal, before, _generators(devices)))
+    if drawn and found.kind != "refused":
+        reason = "its passes draw random numbers, which sampling would lack where drafts save passes"
+        return Support("refused", f"{type(model).__name__} cannot be served: {reason}; {INSTEAD}", True)
+    return found
+
+
+def _generators(devices: Sequence[torch.device]) -> list[Tensor]:
+    """Return the states of the random generators of the CPU and of CUDA `devices`."""
+    return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
 
 
 def _is_quantized(model: Any) -> bool:

@@ -26,6 +26,7 @@ from zoo import zoo
 
 import lookahead
 from lookahead import Budget, Grower, Jacobi, Lookahead, Pool, Step
+from lookahead.cache import NAME
 from lookahead.foresight import AHEAD, ROOM
 from lookahead.grammar.grammar import Grammar
 from lookahead.grammar.processor import GrammarProcessor
@@ -199,7 +200,7 @@ def run(case: Case, generate: Callable[..., Any], la: Lookahead | None = None) -
         arguments = second_turn(case, result, arguments, ours=la is not None)
         _call(result, generate, arguments)
     result.generator = torch.get_rng_state() if case.device == "cpu" else torch.cuda.get_rng_state()
-    result.cache = arguments.get("past_key_values", getattr(result.output, "past_key_values", None))
+    result.cache = arguments.get(NAME, getattr(result.output, NAME, None))
     result.last = None if la is None else la.last
     return result
 
@@ -295,7 +296,7 @@ def first_turn(case: Case, result: Result, ours: bool = False) -> dict[str, Any]
     if case.embeds == "alone":
         del arguments["input_ids"]
     if case.cache != "own":
-        arguments["past_key_values"] = DynamicCache(config=model_of(case).config)
+        arguments[NAME] = DynamicCache(config=model_of(case).config)
     return arguments | _extras(case, result, 0 if case.embeds == "alone" else case.prompt, ours)
 
 
@@ -350,11 +351,11 @@ def second_turn(case: Case, result: Result, first: dict[str, Any], ours: bool = 
     mask = torch.cat(
         [first["attention_mask"], torch.ones((before.shape[0], new), dtype=torch.long, device=case.device)], 1
     )
-    seen = first["past_key_values"].get_seq_length()
+    seen = first[NAME].get_seq_length()
     arguments = {
         "input_ids": ids if case.cache == "full" else ids[:, seen:].contiguous(),
         "attention_mask": mask,
-        "past_key_values": first["past_key_values"],
+        NAME: first[NAME],
         "max_new_tokens": case.new,
         "do_sample": case.sample,
     }

@@ -16,6 +16,9 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+RELEASE = tuple(int(part) for part in hf.__version__.split(".")[:2])
+"""Of `transformers`, as (major, minor): some cases are about what only some releases do."""
+
 VOCAB = 48
 BOS, EOS, PAD, WORDS = 0, 1, 2, range(3, VOCAB)  # no padding of zeros, which a fresh buffer would hold too
 POSITIONS = 1024

@@ -32,6 +32,7 @@ from lookahead import (
     UnsupportedCache,
     UnsupportedModel,
 )
+from lookahead.cache import NAME
 from lookahead.sampling import Sampler
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using the model-agnostic default `max_length`:UserWarning")
@@ -75,8 +76,8 @@ REFUSED: dict[str, tuple[type[LookaheadError], Callable[[Any], dict[str, Any]]]]
     "token_type_ids": (UnsupportedArgument, lambda m: {"token_type_ids": torch.zeros_like(IDS)}),
     "custom_generate": (UnsupportedArgument, lambda m: {"custom_generate": lambda *a, **k: None}),
     "synced_gpus": (UnsupportedArgument, lambda m: {"synced_gpus": True}),
-    "StaticCache": (UnsupportedCache, lambda m: {"past_key_values": _static(m)}),
-    "offloaded": (UnsupportedCache, lambda m: {"past_key_values": hf.DynamicCache(offloading=True)}),
+    "StaticCache": (UnsupportedCache, lambda m: {NAME: _static(m)}),
+    "offloaded": (UnsupportedCache, lambda m: {NAME: hf.DynamicCache(offloading=True)}),
     "stop_strings": (InvalidArgument, lambda m: {"stop_strings": ["a"]}),
 }
 
@@ -141,7 +142,7 @@ _GROUPED = _SMALL | {"num_key_value_heads": 2, "intermediate_size": 48}
 UNSUPPORTED: dict[str, Callable[[], Any]] = {
     "a state of its own kind": lambda: zoo("rwkv"),
     "some keys only": lambda: zoo("doge"),
-    "indexed_attention": lambda: zoo("deepseek_v32"),
+    "_attention, which cannot take rejected tokens back": lambda: zoo("deepseek_v32"),
     "encoder": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**_SMALL, add_cross_attention=True)).eval(),
 }
 
@@ -397,8 +398,8 @@ def test_cache_of_a_prefix(model: Any) -> None:
     for start in (IDS, IDS[:, 3:]):
         cache = hf.DynamicCache(config=model.config)
         with torch.no_grad():
-            model(IDS[:, :3], past_key_values=cache, use_cache=True)
-        assert same(model, True, input_ids=start, attention_mask=torch.ones_like(IDS), past_key_values=cache)
+            model(IDS[:, :3], **{NAME: cache}, use_cache=True)
+        assert same(model, True, input_ids=start, attention_mask=torch.ones_like(IDS), **{NAME: cache})
 
 
 def test_caches_are_interchangeable_between_turns(model: Any) -> None:
@@ -409,8 +410,8 @@ def test_caches_are_interchangeable_between_turns(model: Any) -> None:
         turn = first(PADDED, attention_mask=(PADDED != PAD).long(), **arguments)
         longer = torch.cat([turn.sequences, PADDED[:, 2:]], 1)
         mask = torch.cat([(PADDED != PAD).long(), torch.ones(2, 19, dtype=torch.long)], 1)
-        end = second(longer, attention_mask=mask, past_key_values=turn.past_key_values, **arguments)
-        assert end.past_key_values is turn.past_key_values
+        end = second(longer, attention_mask=mask, **{NAME: turn[NAME]}, **arguments)
+        assert end[NAME] is turn[NAME]
         texts.append(end.sequences.tolist())
     assert texts[0] == texts[1]
 
@@ -564,10 +565,10 @@ def test_users_cache_survives_a_failure(model: Any, name: str, rows: int) -> Non
     mask = torch.ones_like(ids)
     plain = model.generate(ids, attention_mask=mask, max_new_tokens=20)
     cache, whole = hf.DynamicCache(config=model.config), hf.DynamicCache(config=model.config)
-    model.generate(ids, attention_mask=mask, max_new_tokens=20, past_key_values=whole)
+    model.generate(ids, attention_mask=mask, max_new_tokens=20, **{NAME: whole})
     la = Lookahead(model, drafter=Oracle(plain[:, 6:].tolist(), VOCAB))
     with pytest.raises(Broken, match=name):
-        la.generate(ids, attention_mask=mask, max_new_tokens=20, past_key_values=cache, **FAILURES[name]())
+        la.generate(ids, attention_mask=mask, max_new_tokens=20, **{NAME: cache}, **FAILURES[name]())
     held = cache.get_seq_length()
     assert 6 <= held <= 25
     for ours, theirs in zip(cache.layers, whole.layers, strict=True):
@@ -575,7 +576,7 @@ def test_users_cache_survives_a_failure(model: Any, name: str, rows: int) -> Non
         assert torch.allclose(ours.values, theirs.values[:, :, :held], atol=1e-6)
     longer = torch.cat([plain[:, : held + 1], torch.randint(WORDS[0], VOCAB, (rows, 2))], 1)
     arguments = {"attention_mask": torch.ones_like(longer), "max_new_tokens": 12}
-    assert torch.equal(la.generate(longer, past_key_values=cache, **arguments), model.generate(longer, **arguments))
+    assert torch.equal(la.generate(longer, **{NAME: cache}, **arguments), model.generate(longer, **arguments))
 
 
 def test_failure_of_the_model_itself_comes_through(model: Any) -> None:

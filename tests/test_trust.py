@@ -245,11 +245,14 @@ def test_before_anything_is_known_gains_are_claimed() -> None:
 
 
 @settings(max_examples=60)
-@given(st.lists(stories, max_size=12))
-def test_a_text_begins_with_what_was_usual_in_the_last_ones(texts: list[list[tuple[Draft, list[int]]]]) -> None:
+@given(st.lists(stories, max_size=5), st.sampled_from([0, 4, 20]))
+def test_a_text_begins_with_what_was_usual_in_the_last_ones(
+    texts: list[list[tuple[Draft, list[int]]]], more: int
+) -> None:
     """The mean of the lines of the first eight, and then one that forgets; texts without drafts do not count."""
     usual, mean, count = UsualTrust(), Trust().line.copy(), 0
-    for story in texts:
+    same = [(Draft.chain([1, 2, 3], weight=0.9), [2, 3])] * 3
+    for story in [*texts, *[same] * more]:
         trust = usual.begin()
         assert trust.drafts == 0
         assert trust.line == pytest.approx(mean, rel=1e-9, abs=1e-12)
@@ -261,14 +264,15 @@ def test_a_text_begins_with_what_was_usual_in_the_last_ones(texts: list[list[tup
 
 def test_texts_do_not_change_each_other() -> None:
     """What a text learns is its own until the next one begins; and a text that still runs is left alone."""
-    usual, story = UsualTrust(), [(Draft.chain([1, 2, 3], weight=0.9), [9])] * 30
-    first = usual.begin()
-    taught(story, first)
-    line = first.line.copy()
+    usual, alone = UsualTrust(), UsualTrust()
+    story = [(Draft.chain([1, 2, 3], weight=0.9), [9])] * 30
+    first, twin = taught(story, usual.begin()), taught(story, alone.begin())
     second, third = usual.begin(), usual.begin()
-    assert second.line.tolist() == third.line.tolist()
-    assert second.line.tolist() == pytest.approx(line.tolist())
+    assert second.line.tolist() == third.line.tolist() == pytest.approx(first.line.tolist())
+    line = third.line.copy()
     taught(story, second)
-    assert first.line.tolist() == line.tolist()
-    assert third.line.tolist() == pytest.approx(line.tolist())
+    assert third.line.tolist() == line.tolist()
+    taught([(Draft.chain([1, 2, 3], weight=0.1), [2, 3])] * 30, third)
+    usual.begin()
+    assert taught(story, first).line.tolist() == taught(story, twin).line.tolist()
     assert Trust().line.tolist() == [1.0, 0.0, 0.0, 1.0, 0.0]

@@ -20,7 +20,7 @@ from models import JSON_VOCAB, VOCAB, json_tokenizer, tiny
 from numba import njit
 
 from lookahead import Draft, Grower, Jacobi, Lookahead, Step
-from lookahead.cache import TreeCache
+from lookahead.cache import NAME, TreeCache
 from lookahead.errors import InvalidArgument
 from lookahead.grammar.grammar import Grammar, compiled
 from lookahead.grammar.matcher import Matcher
@@ -416,7 +416,7 @@ def test_only_accepted_nodes_stay_in_the_cache():
     """After every pass keys and values are those of the text, and of nothing else that ran."""
     model, longest = tiny("llama"), []
     plain = model.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=60, do_sample=False)
-    wanted, keep = model(plain).past_key_values.layers, TreeCache.keep
+    wanted, keep = model(plain)[NAME].layers, TreeCache.keep
 
     def compared(self: Any, paths: Any) -> None:
         keep(self, paths)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import warnings
 import zlib
 from collections.abc import Callable
 from functools import cache, partial
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 import transformers as hf
 from models import BOS, PAD, POSITIONS, VOCAB
+from transformers.configuration_utils import ALLOWED_LAYER_TYPES
 from transformers.models.auto import modeling_auto as auto
 
 WINDOW = 8
@@ -71,6 +73,7 @@ _SLIDING = {"sliding_window": WINDOW}
 _MIXED = _SLIDING | {"layer_types": ["sliding_attention", "full_attention"]}
 _WINDOWED = _SLIDING | {"use_sliding_window": True, "max_window_layers": 1}
 _LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
+_PICKED = "indexed_attention" if "indexed_attention" in ALLOWED_LAYER_TYPES else "qwen_sparse_attention"  # before 5.18
 _CONVOLVED = {"layer_types": ["conv", "full_attention"]}
 _LATENT = {"num_key_value_heads": 4}  # compressed keys: as many heads of keys as of queries
 _INDEXED = _LATENT | {"mlp_layer_types": ["dense", "sparse"]}
@@ -199,7 +202,7 @@ _DECODERS: list[tuple[str, dict[str, Any]]] = [
     (
         "qwen4_exp",
         {
-            "layer_types": ["linear_attention", "indexed_attention"],
+            "layer_types": ["linear_attention", _PICKED],
             "indexer_kv_heads": 1,
             "indexer_compress_ratio": 2,
         },
@@ -271,7 +274,9 @@ def _config(kind: Any, extra: dict[str, Any], **overrides: Any) -> Any:
     known = {field.name for field in dataclasses.fields(kind)}
     values = {name: value for name, value in _FIELDS.items() if name in known} | copy.deepcopy(extra) | overrides
     parts = {
-        name: _config(getattr(hf, part.config), part.extra) for name, part in values.items() if isinstance(part, _Part)
+        name: _config(getattr(hf, part.config), part.extra).to_dict()
+        for name, part in values.items()
+        if isinstance(part, _Part)
     }
     return kind(**values | parts)
 
@@ -281,10 +286,17 @@ def _build(model: Any, extra: dict[str, Any], **overrides: Any) -> Any:
     return model(_config(model.config_class, extra, **overrides))
 
 
+def _class(name: str) -> Any:
+    """Return a class of `transformers`; the import of some, in some versions, warns about what they use of torch."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return getattr(hf, name)
+
+
 def _builders(rows: list[tuple[str, dict[str, Any]]], classes: dict[str, str]) -> dict[str, Callable[..., Any]]:
     """Return a builder for every name whose class this version of `transformers` has."""
     return {
-        name.replace(":", "_"): partial(_build, getattr(hf, classes[name.partition(":")[0]]), extra)
+        name.replace(":", "_"): partial(_build, _class(classes[name.partition(":")[0]]), extra)
         for names, extra in rows
         for name in names.split()
         if name.partition(":")[0] in classes
