@@ -107,9 +107,8 @@ class StateCache:
 
 def _saved(layer: Any) -> tuple[dict[str, Any], int]:
     """Return a copy of the states of a layer, and how many keys and values it has, which can be cut instead."""
-    return {name: _copied(value) for name, value in vars(layer).items() if name not in ("keys", "values")}, _length(
-        layer
-    )
+    states = {name: _copied(value) for name, value in vars(layer).items() if name not in ("keys", "values")}
+    return states, _length(layer)
 
 
 def _length(layer: Any) -> int:

@@ -8,6 +8,7 @@ calls that criteria and processors of the user's own received.
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -139,8 +140,15 @@ def model_of(case: Case) -> Any:
     if case.grammar:
         return tiny(case.family, case.attention, case.dtype, case.device, vocab_size=JSON_VOCAB)
     if case.family not in FAMILIES:
-        return zoo(case.family, case.attention, case.dtype)
+        return zoo_on(case.device, case.family, case.attention, case.dtype)
     return (poisoned if case.poison else tiny)(case.family, case.attention, case.dtype, case.device)
+
+
+@cache
+def zoo_on(device: str, *arguments: str) -> Any:
+    """Return a model of the zoo on `device`; the zoo's own one stays where it is."""
+    model = zoo(*arguments)
+    return model if device == "cpu" else copy.deepcopy(model).to(device)
 
 
 def vocab_of(case: Case) -> int:
@@ -522,6 +530,10 @@ BATTERY = (
     Case(family="llama", seed=15, rows=2, sample=True, criteria=("Dice",), drafter="relay", error=0.0),
     Case(seed=12, rows=4, mask="left", new=40, eos=(4,), sample=True, error=0.0, limits=(("ahead", 3), ("realign", 2))),
     replace(_BATCH, family="qwen3", seed=14, sample=True, poison=True, options=(("suppress_tokens", (WORDS[-1],)),)),
+    replace(_BATCH, family="gemma3_text", seed=16, new=28),
+    replace(_BATCH, family="llama4_text", seed=17, new=28, error=0.0),
+    Case(family="qwen3_next", seed=18, rows=2, mask="left", new=24, error=0.3),
+    replace(_BATCH, family="bloom", seed=19, new=24),
 )
 """A few cases that between them reach every part; each planted bug has to make one of them fail."""
 

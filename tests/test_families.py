@@ -23,6 +23,7 @@ from zoo import FLOAT32_ONLY, SEQ2SEQ, ZOO, zoo
 
 import lookahead
 from lookahead import InvalidArgument, Lookahead, UnsupportedArgument, UnsupportedModel
+from lookahead.cache import NAME
 from lookahead.support import supports
 
 REFUSED = {
@@ -125,8 +126,8 @@ def test_what_a_decoder_starts_with(name: str) -> None:
     model, starts = zoo(name), torch.tensor([[0, 5, 7, 9], [8, 5, 7, 9]])
     arguments = inputs_of(model, 2) | {"decoder_input_ids": starts, "max_new_tokens": 12, "do_sample": False}
     caches = [EncoderDecoderCache(DynamicCache(), DynamicCache()) for _ in range(2)]
-    plain = model.generate(**arguments, past_key_values=caches[0])
-    assert torch.equal(Lookahead(model, nodes=8).generate(**arguments, past_key_values=caches[1]), plain)
+    plain = model.generate(**arguments, **{NAME: caches[0]})
+    assert torch.equal(Lookahead(model, nodes=8).generate(**arguments, **{NAME: caches[1]}), plain)
     same_caches(*caches)
     mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
     with pytest.raises(UnsupportedArgument, match="decoder_attention_mask"):
@@ -145,8 +146,8 @@ def test_a_failure_before_the_first_pass_leaves_a_whole_cache() -> None:
         model, ids = zoo(name), torch.randint(3, VOCAB, (1, 12))
         mine, theirs = (DynamicCache(config=model.config.get_text_config(decoder=True)) for _ in range(2))
         with pytest.raises(RuntimeError, match="boom"):
-            Lookahead(model, drafter=Boom()).generate(ids, past_key_values=mine, max_new_tokens=4)
-        model(ids, past_key_values=theirs, use_cache=True)
+            Lookahead(model, drafter=Boom()).generate(ids, **{NAME: mine}, max_new_tokens=4)
+        model(ids, **{NAME: theirs}, use_cache=True)
         same_caches(mine, theirs)
 
 

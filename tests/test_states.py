@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from drafters import Oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from law import same_caches
@@ -15,6 +16,7 @@ from models import PAD, VOCAB, WORDS
 from transformers import DynamicCache
 from zoo import ZOO, zoo
 
+from lookahead import Lookahead
 from lookahead.cache import opened
 from lookahead.draft import Draft
 from lookahead.states import MOST, StateCache
@@ -187,3 +189,34 @@ def test_a_pass_that_failed_half_way_is_undone(name: str) -> None:
 
 def failing(*_: Any) -> None:
     raise RuntimeError("stopped")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("column", [1, 5, 6, 7, 8, 11])
+def test_the_cache_of_a_call_that_failed_can_be_gone_on_with(name: str, column: int) -> None:
+    """A processor of the user's raises behind a pass over a draft: its cache holds what was kept before."""
+    model, random = zoo(name), np.random.default_rng(2)
+    prompt, shown = prompts(random, 8, [0])
+    answer = model.generate(prompt, attention_mask=shown, max_new_tokens=16, do_sample=False)[0, 8:].tolist()
+
+    def stopping(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if ids.shape[1] == 8 + column:
+            raise RuntimeError("stopped")
+        return scores
+
+    own = DynamicCache(config=model.config)
+    la = Lookahead(model, drafter=Oracle([answer], VOCAB, error=0.3, seed=3), nodes=6)
+    with pytest.raises(RuntimeError, match="stopped"):
+        la.generate(
+            prompt,
+            attention_mask=shown,
+            past_key_values=own,
+            max_new_tokens=16,
+            do_sample=False,
+            logits_processor=[stopping],
+        )
+    plain, held = Plain(name, prompt, shown), own.get_seq_length() - 8
+    assert held < column
+    for token in answer[:held]:
+        plain.add([token])
+    same_caches(plain.cache, own)

@@ -10,14 +10,18 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from law import BATTERY, Case, assert_exact, assert_steps_fit
+from law import BATTERY, Case, assert_exact, assert_steps_fit, model_of
 
+import lookahead.cache
+import lookahead.mask
 from lookahead.cache import TreeCache, TreeLayer
 from lookahead.decode import Decoder
 from lookahead.draft import Draft
 from lookahead.mask import TreeMask
 from lookahead.progress import Contexts, Progress, Records, Stops
 from lookahead.sampling import NoiseLedger, Sampler
+from lookahead.states import StateCache
+from lookahead.support import supports
 from lookahead.target import Target
 
 BUGS: dict[str, Callable[[], Any]] = {}
@@ -423,6 +427,162 @@ def overflow_kept() -> Any:
 def drafter_disturbs_the_generator() -> Any:
     """What a drafter draws is missing from what sampling draws."""
     return mock.patch.object(Sampler, "undisturbed", return_value=contextlib.nullcontext())
+
+
+# Windows, chunks, states, chains
+
+
+def _reaching(change: Callable[[dict[str, Any]], None]) -> Any:
+    """Let `change` alter what is computed about layers that do not look everywhere."""
+    names = ("places", "queries", "first", "ancestors", "used", "sliding", "chunk", "shown")
+
+    @instead(lookahead.mask, "_show")
+    def planted(show: Any, *args: Any) -> None:
+        given = dict(zip(names, args, strict=True))
+        change(given)
+        show(*given.values())
+
+    return planted
+
+
+@bug
+def window_too_wide() -> Any:
+    """Layers with a window see one token too many."""
+    return _reaching(lambda given: given.update(sliding=given["sliding"] and given["sliding"] + 1))
+
+
+@bug
+def window_too_narrow() -> Any:
+    """Layers with a window see one token too few."""
+    return _reaching(lambda given: given.update(sliding=given["sliding"] and given["sliding"] - 1))
+
+
+@bug
+def window_counts_slots() -> Any:
+    """Windows end so many slots back, be there tokens of the row in them or holes."""
+
+    def change(given: dict[str, Any]) -> None:
+        places = given["places"].copy()
+        prompt = (given["queries"][:, 0] - (places >= 0).sum(1)).max()
+        for row in places[:, max(prompt, 0) :]:
+            row[row >= 0] = max(prompt, 0) + np.flatnonzero(row >= 0)
+        given["places"] = places
+
+    return _reaching(change)
+
+
+@bug
+def chunks_counted_from_slot_0() -> Any:
+    """Chunks begin with the padding."""
+    return _reaching(lambda given: given.update(first=np.zeros_like(given["first"])))
+
+
+@bug
+def all_layers_look_everywhere() -> Any:
+    """Layers with a window get the mask of those without."""
+    return _reaching(lambda given: given.update(sliding=0, chunk=0))
+
+
+@bug
+def window_given_back_too_long() -> Any:
+    """The user's cache keeps all positions in layers with a window."""
+
+    @instead(lookahead.cache, "fill")
+    def planted(fill: Any, layer: Any, keys: Any, values: Any) -> None:
+        fill(layer, keys, values)
+        layer.keys, layer.values = keys, values
+
+    return planted
+
+
+@bug
+def state_not_put_back() -> Any:
+    """States keep the tokens of a draft that were rejected."""
+
+    @instead(StateCache, "_undo")
+    def planted(undo: Any, self: Any) -> None:
+        self._before = [({}, length) for _, length in self._before]
+        undo(self)
+
+    return planted
+
+
+@bug
+def pending_forgotten() -> Any:
+    """What was accepted before a rejected token never runs again."""
+
+    @instead(StateCache, "keep")
+    def planted(keep: Any, self: Any, kept: Any) -> None:
+        keep(self, kept)
+        self._seen += self.pending.shape[1]
+        self.pending = self.pending[:, :0]
+
+    return planted
+
+
+@bug
+def pending_all_at_one_place() -> Any:
+    """Pending tokens run at the position of what comes behind them."""
+
+    def planted(inputs: Any, pending: Any) -> Any:
+        places = inputs[1, :, :1].repeat(pending.shape[1], 1)
+        return np.concatenate([np.stack([pending, places]), inputs], axis=2)
+
+    return mock.patch.object(Target, "_with_pending", staticmethod(planted))
+
+
+@bug
+def logits_of_pending_tokens() -> Any:
+    """The logits are those of the first tokens that ran, which are pending ones."""
+
+    @instead(Target, "forward")
+    def planted(forward: Any, self: Any, drafts: Any, columns: Any) -> Any:
+        size = max(len(draft) for draft in drafts)
+        model = self._model
+
+        class Shifted:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(model, name)
+
+            def __call__(self, **inputs: Any) -> Any:
+                outputs = model(**inputs)
+                behind = outputs.logits.shape[1] - size
+                outputs.logits = outputs.logits.roll(behind, 1)
+                return outputs
+
+        with mock.patch.object(self, "_model", Shifted()):
+            return forward(self, drafts, columns)
+
+    return planted
+
+
+@bug
+def rows_of_chains_not_in_step() -> Any:
+    """Rows run ahead of each other though the model has all of them go on together."""
+
+    @instead(Sampler, "__init__")
+    def planted(init: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs | {"together": False})
+
+    return planted
+
+
+@bug
+def trees_where_chains_run() -> Any:
+    """A tree runs as if it was a chain."""
+
+    @instead(Draft, "spine")
+    def planted(spine: Any, draft: Draft, last: int | None = None) -> Draft:
+        return draft
+
+    return planted
+
+
+@pytest.fixture(scope="module", autouse=True)
+def verdicts() -> None:
+    """Models are judged before anything is planted: what is found out about them is kept."""
+    for case in BATTERY:
+        supports(model_of(case))
 
 
 def caught(check: Callable[[Case], Any] = assert_exact) -> Exception | None:
