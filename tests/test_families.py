@@ -142,7 +142,7 @@ def test_a_failure_before_the_first_pass_leaves_a_whole_cache() -> None:
         def propose(self, context: Any, budget: int) -> Any:
             raise AssertionError
 
-    for name in ("lfm3", "gemma3_text", "llama"):
+    for name in [name for name in ("lfm3", "gemma3_text", "llama") if name in ZOO]:
         model, ids = zoo(name), torch.randint(3, VOCAB, (1, 12))
         mine, theirs = (DynamicCache(config=model.config.get_text_config(decoder=True)) for _ in range(2))
         with pytest.raises(RuntimeError, match="boom"):

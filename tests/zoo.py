@@ -92,13 +92,13 @@ class _Part(NamedTuple):
 # Rows by what a config needs beyond `_FIELDS`: a name is a model type, or a model type, a colon and a layout of it.
 _DECODERS: list[tuple[str, dict[str, Any]]] = [
     (
-        """apertus arcee aria_text bart:decoder biogpt bitnet blenderbot-small:decoder blenderbot:decoder codegen
-        cohere cpmant diffllama emu3 ernie4_5 ernie4_5_moe falcon falcon_mamba flex_olmo gemma glm glm4 glm4_moe
-        gpt2 gpt_bigcode gpt_neox_japanese gptj granite granitemoe granitemoeshared helium hrm_text hunyuan_v1_dense
-        hunyuan_v1_moe hy_v3 hyperclovax jais2 jetmoe llama mamba marian:decoder mbart:decoder minimax_m2 mixtral
-        mllama mpt mvp:decoder nanochat nemotron nemotron_h olmo olmo2 olmoe openai-gpt opt pegasus:decoder
-        persimmon phi phi3 phimoe plbart:decoder qwen2 qwen2_moe qwen3 qwen3_moe rwkv seed_oss solar_open stablelm
-        starcoder2 trocr:decoder whisper:decoder xglm xlm""",
+        """apertus apertus1p5_text arcee aria_text bart:decoder biogpt bitnet blenderbot-small:decoder
+        blenderbot:decoder codegen cohere cpmant diffllama emu3 ernie4_5 ernie4_5_moe falcon falcon_mamba flex_olmo
+        gemma glm glm4 glm4_moe gpt2 gpt_bigcode gpt_neox_japanese gptj granite granitemoe granitemoeshared helium
+        hrm_text hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax jais2 jetmoe lara_mini llama mamba marian:decoder
+        mbart:decoder minimax_m2 mixtral mllama mpt mvp:decoder nanochat nemotron nemotron_h olmo olmo2 olmoe openai-gpt
+        opt pegasus:decoder persimmon phi phi3 phimoe plbart:decoder qwen2 qwen2_moe qwen3 qwen3_moe rwkv sarvam_moe
+        seed_oss solar_open stablelm starcoder2 trocr:decoder whisper:decoder xglm xlm""",
         {},
     ),
     (
@@ -115,7 +115,7 @@ _DECODERS: list[tuple[str, dict[str, Any]]] = [
         _MIXED,
     ),
     ("qwen2:sliding qwen2_moe:sliding qwen3:sliding qwen3_moe:sliding", _WINDOWED),
-    ("axk1 deepseek_v2 deepseek_v3 longcat_flash minicpm3 youtu", _LATENT),
+    ("axk1 deepseek_v2 deepseek_v3 longcat_flash minicpm3 sarvam_mla youtu", _LATENT),
     ("axk2 deepseek_v32 glm4_moe_lite glm_moe_dsa hy_v4", _INDEXED),
     (
         "dots3_note",
@@ -246,7 +246,9 @@ _ENCODER_DECODERS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 SKIPPED: dict[str, str] = {
-    **dict.fromkeys(("gpt-sw3", "internlm3", "iquestcoder"), "another name of a class that is built (GPT-2, Llama)"),
+    **dict.fromkeys(
+        ("exaone", "gpt-sw3", "internlm3", "iquestcoder"), "another name of a class that is built (GPT-2, Llama)"
+    ),
     **dict.fromkeys(
         ("llama4", "dots3_note_text", "qwen3_5_text", "qwen3_5_moe_text", "qwen4_exp_text"),
         "the same class has a second model type, which is built",
