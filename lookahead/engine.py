@@ -17,7 +17,7 @@ from transformers.generation import (
 )
 
 from lookahead.budget import Budget
-from lookahead.cache import BLOCK, apart, fill_all, joined, length_of, opened, require_ordinary
+from lookahead.cache import BLOCK, NAME, apart, fill_all, joined, length_of, opened, require_ordinary
 from lookahead.curves import key_of
 from lookahead.decode import Decoder
 from lookahead.draft import IntArray
@@ -38,6 +38,7 @@ from lookahead.request import (
     last_positions,
     padding_mask,
     prompt_length,
+    refuse_chunks,
     refuse_clocks,
     refuse_inputs,
     refuse_modes,
@@ -234,6 +235,7 @@ class Lookahead:
         refuse_sharding(model)
         refuse_clocks(model, self.budget, self.drafter)
         require_ordinary(cache)
+        refuse_chunks(config, cache)
         returned = bool(config.return_dict_in_generate)
         stops = Stops(stopping_criteria)
         records = Records(
@@ -267,7 +269,7 @@ class Lookahead:
         if not returned:
             return sequences
         output = GenerateDecoderOnlyOutput if cross is None else GenerateEncoderDecoderOutput
-        return output(sequences=sequences, scores=records.scores, logits=records.logits, past_key_values=cache)
+        return output(sequences=sequences, scores=records.scores, logits=records.logits, **{NAME: cache})
 
     def _run(
         self,
@@ -390,7 +392,7 @@ class Lookahead:
 
 def _cache_of(model_kwargs: dict[str, Any]) -> Any:
     """Return the cache that `generate()` has prepared, under either of its names."""
-    given = model_kwargs.get("past_key_values")
+    given = model_kwargs.get(NAME)
     return model_kwargs.get("cache_params") if given is None else given
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers.generation import GenerationMixin
 
+from lookahead.cache import NAME
 from lookahead.errors import UnsupportedModel
 from lookahead.mask import Reach
 
@@ -62,7 +63,7 @@ class Family:
     table: int | None = None
     last: int | None = None
     state: bool = False
-    cache: str = "past_key_values"
+    cache: str = NAME
     encoder: bool = False
     inputs: tuple[tuple[str, Any], ...] = ()
 

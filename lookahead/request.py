@@ -7,18 +7,20 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers.generation import StoppingCriteriaList, StopStringCriteria
 from transformers.generation.configuration_utils import GenerationMode
 
 from lookahead.budget import Budget
+from lookahead.cache import length_of
 from lookahead.drafter import Drafter
 from lookahead.errors import InvalidArgument, UnsupportedArgument, UnsupportedModel
 from lookahead.grow import Grower
 
 SERVED_INPUTS = {
-    "past_key_values", "position_ids", "attention_mask", "inputs_embeds", "use_cache", "logits_to_keep",
+    "cache", "past_key_values", "position_ids", "attention_mask", "inputs_embeds", "use_cache", "logits_to_keep",
     "encoder_outputs", "decoder_attention_mask", "cache_params",
 }  # fmt: skip
 
@@ -117,6 +119,16 @@ def refuse_modes(config: Any) -> None:
         raise UnsupportedArgument(
             f"cache_implementation={config.cache_implementation!r}: lookahead brings its own cache; leave it out, "
             "or call model.generate()"
+        )
+
+
+def refuse_chunks(config: Any, cache: Any) -> None:
+    """Raise `UnsupportedArgument` where `transformers`, before 5.21, would run again what `cache` holds."""
+    release = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    if config.prefill_chunk_size and release < (5, 21) and length_of(cache, 0):
+        raise UnsupportedArgument(
+            "prefill_chunk_size: with a cache that holds something, transformers before 5.21 runs all of it again; "
+            "leave prefill_chunk_size out, or upgrade transformers"
         )
 
 

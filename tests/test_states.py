@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from zoo import ZOO, zoo
 
 from lookahead import Lookahead
-from lookahead.cache import opened
+from lookahead.cache import NAME, opened
 from lookahead.draft import Draft
 from lookahead.states import MOST, StateCache
 from lookahead.support import family_of
@@ -40,7 +40,7 @@ class Plain:
 
     def run(self, ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            given = {"attention_mask": self.shown, "position_ids": places, "past_key_values": self.cache}
+            given = {"attention_mask": self.shown, "position_ids": places, NAME: self.cache}
             logits: torch.Tensor = self.model(input_ids=ids, use_cache=True, **given).logits
         return logits
 
@@ -60,7 +60,7 @@ class Drafted:
         places = (shown.cumsum(1) - 1).clamp(min=0)
         passed = opened(self.own)
         with torch.no_grad():
-            given = {"attention_mask": shown, "position_ids": places, "past_key_values": passed}
+            given = {"attention_mask": shown, "position_ids": places, NAME: passed}
             self.model(input_ids=prompt, use_cache=True, **given)
         mask = None if bool(shown.all()) else shown > 0
         self.target = Target(self.model, family_of(self.model), passed, mask, places[:, -1], 8)

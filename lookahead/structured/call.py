@@ -31,7 +31,7 @@ _ELSEWHERE = {
     "grammar": "the schema, pattern or grammar of the call is the one to follow",
     "return_dict_in_generate": "the results hold texts and values; lookahead.generate(…, grammar=…) returns tensors",
 }
-_PROMPT = ("inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values")
+_PROMPT = ("inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values", "cache")
 _LOOKAHEAD = ("nodes", "drafter", "sources", "pool", "remember")
 
 
