@@ -210,7 +210,7 @@ def test_the_cache_of_a_call_that_failed_can_be_gone_on_with(name: str, column: 
         la.generate(
             prompt,
             attention_mask=shown,
-            past_key_values=own,
+            **{NAME: own},
             max_new_tokens=16,
             do_sample=False,
             logits_processor=[stopping],
