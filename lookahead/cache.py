@@ -79,7 +79,7 @@ class TreeLayer(DynamicLayer):  # type: ignore[misc]
     def ordinary(self, slots: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
         """Return fresh keys and values of `slots` ([B, count]; None: the first `count`)."""
         keys, values = (
-            buffer[:, :, :count].clone() if slots is None else _rows(buffer, slots.to(buffer.device)).clone()
+            buffer[:, :, :count].clone() if slots is None else _rows(buffer, slots.to(buffer.device))
             for buffer in (self._keys, self._values)
         )
         return keys, values

@@ -7,7 +7,6 @@ from copy import copy
 from functools import cached_property
 from typing import Any, Literal
 
-import numpy as np
 from torch import Tensor
 from transformers.generation import (
     GenerateDecoderOnlyOutput,
@@ -34,10 +33,10 @@ from lookahead.progress import Contexts, Progress, Records, Stops
 from lookahead.purse import Purse
 from lookahead.request import (
     end_tokens,
-    ids_mask,
     last_positions,
     padding_mask,
     prompt_length,
+    read_before,
     refuse_chunks,
     refuse_clocks,
     refuse_inputs,
@@ -339,7 +338,7 @@ class Lookahead:
         cached = length_of(cache, input_ids.shape[1] if shown is None else shown.shape[1])
         mask = padding_mask(shown, cached)
         sampler.foresee(self._usual, input_ids, logits.shape[-1])
-        contexts = Contexts(*self._read(input_ids, mask, source, model_kwargs), logits.shape[-1])
+        contexts = Contexts(*read_before(input_ids, mask, source, model_kwargs), logits.shape[-1])
         for processor in sampler.grammars:
             processor.begin(progress.rows, input_ids.shape[1], logits.shape[-1])
         with sampler.undisturbed():
@@ -350,20 +349,6 @@ class Lookahead:
         encoder = {} if cross is None else {n: model_kwargs.get(n) for n in ("encoder_outputs", "attention_mask")}
         target = Target(self.model, family, cache, mask, positions, room, encoder=encoder, cross=cross)
         return logits, target, contexts, drafters
-
-    def _read(
-        self, input_ids: Tensor, mask: Tensor | None, source: Tensor | None, model_kwargs: dict[str, Any]
-    ) -> tuple[Any, Any]:
-        """Return what drafters read before the first generated token: ids, and which of them are no padding."""
-        ids, known = input_ids.cpu().numpy(), ids_mask(mask, input_ids)
-        if source is None or source.shape[0] == 0 or input_ids.shape[0] % source.shape[0]:
-            return ids, known
-        # What an encoder reads comes first; rows may have been repeated since.
-        read = source.repeat_interleave(input_ids.shape[0] // source.shape[0], dim=0)
-        shown = ids_mask(model_kwargs.get("attention_mask"), read)
-        both = [np.ones(part.shape, np.bool_) if part_mask is None else part_mask.astype(np.bool_)
-                for part, part_mask in ((read.cpu().numpy(), shown), (ids, known))]  # fmt: skip
-        return np.concatenate([read.cpu().numpy(), ids], axis=1), np.concatenate(both, axis=1)
 
     def _purse(self, rows: int, sampler: Sampler) -> Purse:
         """Return what a batch may spend; what a pass costs depends on how tokens are picked, too."""

@@ -254,5 +254,24 @@ def ids_mask(mask: Tensor | None, input_ids: Tensor) -> NDArray[np.bool_] | None
     return covered
 
 
+def read_before(
+    input_ids: Tensor, mask: Tensor | None, source: Tensor | None, model_kwargs: dict[str, Any]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_] | None]:
+    """Return what drafters read before the first generated token, [B, P]: ids, and which of them are no padding.
+
+    Args:
+        mask: [B, S] bool, what of the cached positions is not padding.
+        source: what an encoder has read, which comes first; [B, E], or fewer rows that have been repeated since.
+    """
+    ids, known = input_ids.cpu().numpy(), ids_mask(mask, input_ids)
+    if source is None or source.shape[0] == 0 or input_ids.shape[0] % source.shape[0]:
+        return ids, known
+    read = source.repeat_interleave(input_ids.shape[0] // source.shape[0], dim=0)
+    shown = ids_mask(model_kwargs.get("attention_mask"), read)
+    parts = (read.cpu().numpy(), shown), (ids, known)
+    masks = [np.ones(part.shape, np.bool_) if of is None else of.astype(np.bool_) for part, of in parts]
+    return np.concatenate([part for part, _ in parts], axis=1), np.concatenate(masks, axis=1)
+
+
 def _given(config: Any, name: str) -> bool:
     return getattr(config, name, None) is not None
