@@ -57,7 +57,8 @@ class Lookahead:
     (`streamer`, and `tokenizer` for `stop_strings`) `la.generate(...)` and `lookahead.generate(model, ...)` carry.
 
     Args:
-        model: a language model that `lookahead.supports`.
+        model: a language model that `lookahead.supports`; one that is not well known is tried out
+            now, with a few hundred tokens.
         tokenizer: used for `stop_strings` where `generate()` gets none.
         drafter: proposes the drafts; by default a `Grower` over `sources`.
         sources: names or objects of what the default drafter asks, see `Grower`; not together with `drafter`.
