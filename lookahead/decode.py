@@ -21,6 +21,7 @@ from lookahead.sampling import Sampler
 from lookahead.sources.codes import NAMES
 from lookahead.target import Target
 from lookahead.trace import Pass, Share, Step
+from lookahead.trees import Grown
 from lookahead.verify import walk
 
 WARY = 2  # columns of noise that a drafter sees where drafting has not paid lately
@@ -36,7 +37,8 @@ class Turn:
         going: rows that may pick a token of their own.
         asked: those of them that draft.
         context: slots of the key-value cache in use.
-        proposed: what the rows that draft proposed, of which `drafts` are a part.
+        offered: what the drafters of the rows that draft proposed.
+        proposed: what of that may run, of which `drafts` are a part.
         asking_s: for each row that drafts, the seconds of its draft and of what is learnt from it.
         laps: the seconds of drafting, verifying, keeping and learning.
     """
@@ -50,6 +52,7 @@ class Turn:
     choice: Choice = Choice(0, "rests", 0.0)  # noqa: RUF009 - it is frozen
     best: Any = None
     paths: list[list[int]] = field(default_factory=list)
+    offered: dict[int, Draft] = field(default_factory=dict)
     proposed: dict[int, Draft] = field(default_factory=dict)
     masks: int = 0
     asking_s: dict[int, float] = field(default_factory=dict)
@@ -157,7 +160,8 @@ class Decoder:
         for row in turn.asked:
             begin = time.perf_counter()
             with self._undisturbed(row):
-                drafts[row] = self._propose(row)
+                turn.offered[row] = self._offered(row)
+                drafts[row] = self._fitted(row, turn.offered[row])
             turn.asking_s[row] += time.perf_counter() - begin
         return drafts
 
@@ -201,16 +205,20 @@ class Decoder:
                 foresight.look(row, progress.length[row], min(far, progress.remaining(row)))
             turn.asking_s[row] = time.perf_counter() - begin
 
-    def _propose(self, row: int) -> Draft:
-        drafter, matcher, length = self._drafters[row], self._matchers[row], self._progress.length[row]
+    def _offered(self, row: int) -> Draft:
+        """Return what the drafter of a row proposes."""
+        drafter, length = self._drafters[row], self._progress.length[row]
         with suppress(AttributeError):  # one that cannot be written to, such as a frozen dataclass, does without
             drafter.floors = self._purse.floors
         draft = drafter.propose(self._contexts.view(row, length), self._purse.most)
-        draft = self._checked(draft, row).deduplicate()
-        draft = self._target.fit(draft)
+        return self._checked(draft, row).deduplicate()
+
+    def _fitted(self, row: int, draft: Draft) -> Draft:
+        """Return what of a draft the model, its grammar and what is left to generate allow."""
+        matcher, draft = self._matchers[row], self._target.fit(draft)
         if matcher is not None and not self._obeys[row]:
             draft = matcher.prune(draft)
-        return draft.cut(self._purse.most + drafter.probes, depth=self._depth(row))
+        return draft.cut(self._purse.most + self._drafters[row].probes, depth=self._depth(row))
 
     def _checked(self, draft: Draft, row: int) -> Draft:
         name, last = type(self._drafters[row]).__name__, self._progress.last(row)
@@ -339,6 +347,7 @@ class Decoder:
             learn_s=learn_s,
             step_s=turn.seconds,
             sources=shares([(turn.drafts[row], turn.paths[row], self._drafters[row].costs) for row in turn.asked]),
+            trees=Grown((row, turn.offered[row], turn.drafts[row], turn.paths[row]) for row in turn.asked),
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from array import array
 from collections.abc import Sequence
 from copy import copy
 from functools import cached_property
@@ -125,6 +127,11 @@ class Lookahead:
         self._usual = Usual()
 
     @property
+    def last_trace(self) -> Run | None:
+        """What the latest call of `generate()` did, which a notebook shows pass by pass: `last`."""
+        return self.last
+
+    @property
     def pools(self) -> tuple[Pool, ...]:
         """The pools that it drafts from."""
         return self._memory.pools
@@ -166,7 +173,7 @@ class Lookahead:
         **arguments: Any,
     ) -> Any:
         """Return what `model.generate(inputs, generation_config, **arguments)` returns; see `lookahead.generate`."""
-        streamer = arguments.get("streamer")
+        streamer, tokenizer = arguments.get("streamer"), arguments.get("tokenizer")
         if grammar is not None:
             given = {"generation_config": generation_config, **arguments}
             arguments["logits_processor"] = [*(arguments.get("logits_processor") or []), self._obeying(grammar, given)]
@@ -176,7 +183,8 @@ class Lookahead:
         source = source if self.model.config.is_encoder_decoder and _is_text(source) else None
 
         def call(model: Any, input_ids: Tensor, **prepared: Any) -> Any:
-            return self._decode(model, input_ids, streamer=streamer, source=source, **prepared)
+            told = self.tokenizer if tokenizer is None else tokenizer
+            return self._decode(model, input_ids, streamer=streamer, source=source, tokenizer=told, **prepared)
 
         # Not by position: models of sounds call their inputs something else, and take both for the same.
         given = {} if inputs is None else {"inputs": inputs}
@@ -211,6 +219,7 @@ class Lookahead:
             logits_processor=logits_processor,
             stopping_criteria=stopping_criteria,
             generation_config=generation_config,
+            tokenizer=self.tokenizer,
             **model_kwargs,
         )
 
@@ -222,6 +231,7 @@ class Lookahead:
         logits_processor: Any,
         stopping_criteria: Any,
         generation_config: Any,
+        tokenizer: Any,
         streamer: Any = None,
         source: Tensor | None = None,
         **model_kwargs: Any,
@@ -262,7 +272,8 @@ class Lookahead:
             streamer=streamer,
             column_size=input_ids.shape[0] * vocabulary(self.model) if sampler.keeps_columns else 0,
         )
-        cache = self._run(input_ids, config, model_kwargs, progress, sampler, source=source, give_back=seen)
+        told = {"source": source, "tokenizer": tokenizer}
+        cache = self._run(input_ids, config, model_kwargs, progress, sampler, give_back=seen, **told)
         sequences = progress.ids(progress.settled)
         if streamer is not None:
             streamer.end()
@@ -280,6 +291,7 @@ class Lookahead:
         sampler: Sampler,
         *,
         source: Tensor | None,
+        tokenizer: Any,
         give_back: bool,
     ) -> Any:
         """Prefill and decode; leave generator and, with `give_back`, cache as plain `generate()` leaves them.
@@ -294,10 +306,12 @@ class Lookahead:
         own, cross = apart(given)
         passed = joined(opened(own), cross)
         decoder: Decoder | None = None
+        begin = time.perf_counter()
         try:
             logits, target, contexts, drafters = self._begin(
                 input_ids, config, model_kwargs | {family.cache: passed}, family, progress, sampler, source
             )
+            prefill_s = time.perf_counter() - begin
             try:
                 purse, vocab = self._purse(progress.rows, sampler), vocabulary(self.model)
                 decoder = Decoder(target, sampler, progress, contexts, drafters, purse=purse, vocab=vocab)
@@ -309,7 +323,9 @@ class Lookahead:
                 sampler.finish(progress.settled)
                 if give_back:
                     target.give_back(own, max(min(progress.settled - 1, target.cache.complete), 0))
-                self.last = Run(progress.settled, () if decoder is None else tuple(decoder.passes))
+                passes = () if decoder is None else tuple(decoder.passes)
+                prompts, outputs = _texts(contexts, progress)
+                self.last = Run(progress.settled, passes, prefill_s, prompts, outputs, tokenizer=tokenizer)
         except BaseException:
             fill_all(own, apart(passed)[0])  # what failed before the first pass has left the prompt there
             raise
@@ -374,6 +390,13 @@ class Lookahead:
                 matcher = processor.matcher(row)
                 if matcher is not None and isinstance(self.drafter, Grower):
                     self.drafter.learn_values(matcher, progress.generated(row))
+
+
+def _texts(contexts: Contexts, progress: Progress) -> list[tuple[array[int], ...]]:
+    """Return the tokens that drafters began with, and those that were generated, of each row."""
+    rows = range(progress.rows)
+    texts = [contexts.view(row, 0) for row in rows], [progress.generated(row) for row in rows]
+    return [tuple(array("i", text.tobytes()) for text in part) for part in texts]
 
 
 def _cache_of(model_kwargs: dict[str, Any]) -> Any:

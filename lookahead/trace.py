@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 # Numba comes with drafts; a trace is read without.
 if TYPE_CHECKING:
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lookahead.draft import Draft, FloatArray, IntArray
+    from lookahead.trees import Tree
+    from lookahead.wording import Wording
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,6 +94,7 @@ class Pass:
         learn_s: seconds in which drafters learnt.
         step_s: seconds of the whole step.
         sources: what each source had in it, by name.
+        trees: what was drafted in it, of each row that drafted anything.
     """
 
     nodes: int
@@ -107,6 +111,7 @@ class Pass:
     learn_s: float = 0.0
     step_s: float = 0.0
     sources: Mapping[str, Share] = field(default_factory=dict)
+    trees: Sequence[Tree] = ()
 
     @property
     def outside_s(self) -> float:
@@ -126,15 +131,26 @@ WHY = {
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What one call of `generate()` did, prefill left out.
+    """What one call of `generate()` did. In a notebook it shows itself, pass by pass.
 
     Attributes:
         tokens: generated columns, the first of which came from the prefill.
         passes: the passes after the prefill.
+        prefill_s: seconds before the first pass: the prefill, and what drafters did with the prompt.
+        prompts: of each row, the tokens that its drafter knew when it began: the prompt without padding, and what an
+            encoder read. array("i").
+        outputs: of each row, the tokens that it generated, without padding. array("i").
+        wording: what the tokens say; None: not known, or not asked for yet, see `worded`.
+        tokenizer: of the model, where that is known; not saved.
     """
 
     tokens: int
     passes: tuple[Pass, ...]
+    prefill_s: float = 0.0
+    prompts: tuple[array[int], ...] = ()
+    outputs: tuple[array[int], ...] = ()
+    wording: Wording | None = None
+    tokenizer: Any = field(default=None, repr=False, compare=False)
 
     @property
     def tokens_per_pass(self) -> float:
@@ -143,8 +159,24 @@ class Run:
 
     @property
     def rows(self) -> int:
-        """Rows of the batch; 0 where there was no pass."""
-        return len(self.passes[0].committed) if self.passes else 0
+        """Rows of the batch; 0 where that is not known."""
+        return len(self.passes[0].committed) if self.passes else len(self.outputs)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the prefill and all passes."""
+        return self.prefill_s + sum(one.step_s for one in self.passes)
+
+    def worded(self, tokenizer: Any = None) -> Run:
+        """Return the run with its `wording`, where a tokenizer is known: this one, or the run's own."""
+        tokenizer = self.tokenizer if tokenizer is None else tokenizer
+        if tokenizer is None or (self.wording is not None and tokenizer is self.tokenizer):
+            return self
+        from lookahead.wording import worded
+
+        drafted = [token for one in self.passes for tree in one.trees for token in tree.tokens]
+        used = [*drafted, *(token for row in self.outputs for token in row)]
+        return replace(self, wording=worded(tokenizer, self.prompts, self.outputs, used), tokenizer=tokenizer)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the trace as JSON Lines, a header and then one line a pass; times to the nanosecond.
@@ -154,7 +186,7 @@ class Run:
         """
         from lookahead import tracefile
 
-        tracefile.write(self, path)
+        tracefile.write(self.worded(), path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Run:

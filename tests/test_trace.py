@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+from array import array
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -18,13 +19,20 @@ from traces import runs
 from lookahead.errors import InvalidInput
 from lookahead.trace import Pass, Run, Share
 from lookahead.tracefile import KINDS, VERSION
+from lookahead.trees import Tree
+from lookahead.wording import Wording
 
+TREE = Tree(1, 4, (7, 8, 9, 2, 3), (-1, 0, 1, 0, 1), (1.0, 0.5, 0.25, 0.1, 0.0), (0, 1, 1, 5, 3), (3,), (0, 1))
 EXAMPLE = Run(
     6,
     (
-        Pass(5, (3, 1), 3.5, "pays", 0.02, 1e-5, *[0.001] * 6, 0.01, {"prompt": Share(4, 2, 2e-4)}),
+        Pass(5, (3, 1), 3.5, "pays", 0.02, 1e-5, *[0.001] * 6, 0.01, {"prompt": Share(4, 2, 2e-4)}, (TREE,)),
         Pass(1, (1, 1)),
     ),
+    0.25,
+    (array("i", [5, 6]), array("i")),
+    (array("i", [7, 8, 9, 1]), array("i", [7])),
+    Wording(("a b", ""), (("c", " d", "", "é"), ("c",)), {7: "c", 8: " d", 9: "<0xc3>", 1: "<0xa9>"}),
 )
 
 
@@ -52,6 +60,8 @@ def same(one: Any, other: Any) -> bool:
 def test_a_run_reads_back_as_it_was(run: Run) -> None:
     back = again(run)
     assert (back.tokens, len(back.passes)) == (run.tokens, len(run.passes))
+    assert (back.prompts, back.outputs, back.wording) == (run.prompts, run.outputs, run.wording)
+    assert same(run.prefill_s, back.prefill_s)
     assert all(same(*pair) for pair in zip(run.passes, back.passes, strict=True))
     assert again(back) == back
 
@@ -71,10 +81,23 @@ def test_every_field_of_a_pass_is_written(tmp_path: Path) -> None:
         "rows": 2,
         "passes": 2,
         "tokens_per_pass": 2.0,
+        "prefill_s": 0.25,
+        "prompts": [[5, 6], []],
+        "outputs": [[7, 8, 9, 1], [7]],
+        "wording": {
+            "prompts": ["a b", ""],
+            "outputs": [["c", " d", "", "é"], ["c"]],
+            "words": {"7": "c", "8": " d", "9": "<0xc3>", "1": "<0xa9>"},
+        },
     }
     assert all(list(line) == [each.name for each in fields(Pass)] for line in lines)
     assert lines[0]["sources"] == {"prompt": [4, 2, 0.0002]}
+    assert lines[0]["trees"] == [{each.name: _plain(getattr(TREE, each.name)) for each in fields(Tree)}]
     assert {str(each.type) for each in fields(Pass)} <= set(KINDS)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def test_numbers_of_other_libraries_are_written_as_numbers() -> None:
@@ -114,12 +137,12 @@ def refused(tmp_path: Path, data: bytes) -> str:
     said = str(caught.value)
     assert "\n" not in said
     assert "; " in said
-    assert len(said) < len(str(tmp_path)) + 220
+    assert len(said) < len(str(tmp_path)) + 260
     return said.removeprefix(f"{tmp_path / 'trace'}")
 
 
 def test_what_later_versions_add_is_not_read(tmp_path: Path) -> None:
-    lines = [line | {"tree": [[0, math.nan]], "note": "x"} for line in lines_of(EXAMPLE, tmp_path)]
+    lines = [line | {"leaf": [[0, math.nan]], "note": "x"} for line in lines_of(EXAMPLE, tmp_path)]
     lines[1]["sources"]["prompt"] += [9, "more"]
     assert reread(tmp_path, lines) == EXAMPLE
 
@@ -127,6 +150,8 @@ def test_what_later_versions_add_is_not_read(tmp_path: Path) -> None:
 def test_optional_fields_may_be_left_out(tmp_path: Path) -> None:
     header, *lines = lines_of(EXAMPLE, tmp_path)
     brief = [{key: line[key] for key in ("nodes", "committed")} for line in lines]
+    for name in ("prefill_s", "prompts", "outputs", "wording"):
+        del header[name]
     assert reread(tmp_path, [header, *brief]) == Run(6, (Pass(5, (3, 1)), Pass(1, (1, 1))))
 
 
@@ -182,6 +207,31 @@ WRONG_COUNTS = [None, "3", 1.0, True, -1, [], 10**15 + 1, 10**400]
 WRONG_NUMBERS = [None, "3", False, -0.001, math.nan, math.inf, -math.inf, {}, 1e300, 10**400]
 
 
+GOOD_TREE = {each.name: _plain(getattr(TREE, each.name)) for each in fields(Tree)}
+BAD_TREES = [
+    GOOD_TREE | changes
+    for changes in (
+        {"row": -1},
+        {"ran": 0},
+        {"ran": 6},
+        {"tokens": [7, 8]},
+        {"tokens": [7, 8, 9, 2, "3"]},
+        {"parents": [0, 0, 1, 0, 1]},
+        {"parents": [-1, 0, 2, 0, 1]},
+        {"parents": [-1, 0, 1, 0]},
+        {"chances": [1.0, None, 0.25, 0.1, 0.0]},
+        {"chances": 1.0},
+        {"sources": [0, 1]},
+        {"probes": [0]},
+        {"probes": [4]},
+        {"path": [1]},
+        {"path": [0, 2]},
+        {"path": [0, 1, 4]},
+        {"path": [0, 1, 1]},
+    )
+]
+
+
 @pytest.mark.parametrize(
     ("line", "key", "values"),
     [
@@ -197,6 +247,10 @@ WRONG_NUMBERS = [None, "3", False, -0.001, math.nan, math.inf, -math.inf, {}, 1e
         (2, "sources", [None, [], 3, {"a": 1}, {"a": None}, {"a": [1, 2]}, {"a": {"run": 1}}]),
         *((1, "sources", [{"a": [wrong, 0, 0.0]}, {"a": [0, wrong, 0.0]}]) for wrong in WRONG_COUNTS),
         *((1, "sources", [{"a": [0, 0, wrong]}]) for wrong in WRONG_NUMBERS),
+        (0, "prefill_s", WRONG_NUMBERS),
+        *((0, name, [None, 3, [3], [[-1]], [["a"]], [[2**31]]]) for name in ("prompts", "outputs")),
+        (0, "wording", [3, {}, [], {"prompts": ["a"], "outputs": [], "words": {"a": "b"}}]),
+        (1, "trees", [None, 3, [3], [{}], *([tree] for tree in BAD_TREES)]),
     ],
 )
 def test_wrong_values_are_refused_by_field(tmp_path: Path, line: int, key: str, values: list[Any]) -> None:
@@ -222,6 +276,12 @@ def test_numbers_beyond_a_float_are_refused(tmp_path: Path) -> None:
     EXAMPLE.save(tmp_path / "good")
     data = (tmp_path / "good").read_bytes().replace(b'"step_s": 0.01', b'"step_s": 1e999')
     assert refused(tmp_path, data).startswith(', line 2: "step_s" is inf')
+
+
+def test_texts_are_of_as_many_rows(tmp_path: Path) -> None:
+    assert spoilt(tmp_path, 0, {"outputs": [[1]]}).startswith(', line 1: "prompts" and "outputs" are of different')
+    assert spoilt(tmp_path, 0, {"outputs": [[1], [2]]}).startswith(', line 1: "wording" does not fit ')
+    assert spoilt(tmp_path, 0, {"prompts": [[1]], "outputs": [[7]]}).startswith(', line 1: "prompts" is of 1 rows')
 
 
 def test_rows_are_those_of_the_header(tmp_path: Path) -> None:
