@@ -24,7 +24,7 @@ from lookahead.target import Target
 
 PADDING, _READ = 3, 8  # tokens; and those that an encoder has read
 PROMPT, WINDOW = 14, 6  # tokens of the check; how far windows and chunks reach in it, so that they matter
-_EXACT, _ROUGH = (1e-3, 2e-3), (0.1, 0.3)
+EXACT, ROUGH = (1e-3, 2e-3), (0.1, 0.3)
 """Differences of logits over their spread, in 32 bits and in 16: what is rounding anyhow, and what is none any more."""
 _WINDOWS = ("sliding_window", "attention_chunk_size")
 _NOISE = 4.0  # times what `transformers` itself differs between many tokens in a pass and one
@@ -217,7 +217,7 @@ class Trial:
         chain = [*(self._tokens[node] for node in self._KEPT), *self._later]
         self._chain = self._stepped(chain)
         self.spread = float(torch.stack(self._chain).float().std())
-        rounding, self.limit = _EXACT if weight.dtype in (torch.float32, torch.float64) else _ROUGH
+        rounding, self.limit = EXACT if weight.dtype in (torch.float32, torch.float64) else ROUGH
         self.noise = self._apart(self._at_once(chain), self._chain)
         self.undefined = not bool(torch.stack([*self._chain, *self._alone]).isfinite().any(-1).all())
         self.allowed = min(max(rounding, _NOISE * self.noise), self.limit)

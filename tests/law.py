@@ -18,10 +18,9 @@ from unittest import mock
 
 import torch
 from budgets import Clock, Dice
-from drafters import Adversary, Oracle, Watcher, WatcherRow
+from drafters import Watcher, WatcherRow
 from models import FAMILIES, JSON_VOCAB, PAD, VOCAB, WORDS, json_tokenizer, poisoned, tiny, tokenizer
-from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache, SynthIDTextWatermarkingConfig, WatermarkingConfig
+from transformers import DynamicCache, SynthIDTextWatermarkingConfig, WatermarkingConfig
 from users import CRITERIA, PROCESSORS, Recording, prefix_allowed
 from zoo import zoo
 
@@ -31,6 +30,7 @@ from lookahead.cache import NAME
 from lookahead.foresight import AHEAD, ROOM
 from lookahead.grammar.grammar import Grammar
 from lookahead.grammar.processor import GrammarProcessor
+from lookahead.testing import Adversary, Oracle, Outcome, cache_difference, difference
 
 LIMITS = {
     "all_nodes": ["lookahead.sampling.ALL_NODES_LIMIT"],
@@ -116,21 +116,11 @@ class Case:
 
 
 @dataclass
-class Result:
-    """All that a caller of `generate()` can see."""
+class Result(Outcome):
+    """All that a caller of `generate()` can see, what the run did, and what each turn generated."""
 
-    output: Any = None
-    error: BaseException | None = None
-    generator: Tensor | None = None
-    streamed: list[Any] = field(default_factory=list)
-    calls: list[Any] = field(default_factory=list)
-    cache: Any = None
     last: Any = None
     answers: list[list[int]] = field(default_factory=list)
-
-    @property
-    def sequences(self) -> Tensor:
-        return self.output if isinstance(self.output, Tensor) else self.output.sequences
 
 
 # Running a case
@@ -184,7 +174,8 @@ def assert_exact(case: Case) -> Result:
             la.drafter = drafter(once, plain) if case.drafter in ("oracle", "relay", "adversary") else la.drafter
             result = run(once, door(once, model, la), la)
             found = difference(plain, result)
-            assert found is None, f"{once!r}\n{found}{_hint(once, found, plain, result)}"
+            if found is not None:
+                raise AssertionError(f"{once!r}\n{found}{_hint(once, found, plain, result)}") from result.error
         return result
 
 
@@ -386,126 +377,9 @@ def limits(case: Case) -> Iterator[None]:
 # Comparing
 
 
-def difference(plain: Result, ours: Result) -> str | None:
-    """Return the first thing in which `ours` differs from `plain`, or None."""
-    if plain.error is not None or ours.error is not None:
-        if type(plain.error) is type(ours.error) and str(plain.error) == str(ours.error):
-            return None
-        if ours.error is not None and plain.error is None:
-            raise ours.error
-        return f"plain raises {plain.error!r}, ours {ours.error!r}"
-    checks = (_sequences, _output, _calls, _streamed, _cache)
-    for check in checks:
-        if (found := check(plain, ours)) is not None:
-            return found
-    assert plain.generator is not None
-    assert ours.generator is not None
-    return None if torch.equal(plain.generator, ours.generator) else "the random generator is left in another state"
-
-
-def _sequences(plain: Result, ours: Result) -> str | None:
-    a, b = plain.sequences, ours.sequences
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return (
-            f"sequences: plain {a.dtype} {tuple(a.shape)}, ours {b.dtype} {tuple(b.shape)}\n{a.tolist()}\n{b.tolist()}"
-        )
-    if not torch.equal(a, b):
-        row, column = (a != b).nonzero()[0].tolist()
-        return f"sequences differ first in row {row}, column {column}:\nplain {a.tolist()}\nours  {b.tolist()}"
-    return None
-
-
-def _output(plain: Result, ours: Result) -> str | None:
-    a, b = plain.output, ours.output
-    if type(a) is not type(b):
-        return f"plain returns {type(a).__name__}, ours {type(b).__name__}"
-    if isinstance(a, Tensor):
-        return None
-    if list(a.keys()) != list(b.keys()):
-        return f"plain returns {list(a.keys())}, ours {list(b.keys())}"
-    for name in ("scores", "logits"):
-        if a.get(name) is None:
-            continue
-        if len(a[name]) != len(b[name]):
-            return f"{name}: plain has {len(a[name])}, ours {len(b[name])}"
-        for column, (x, y) in enumerate(zip(a[name], b[name], strict=True)):
-            if (found := _far(x, y)) is not None:
-                return f"{name}[{column}]: {found}"
-    return None
-
-
-def _far(x: Tensor, y: Tensor) -> str | None:
-    if x.shape != y.shape or x.dtype != y.dtype or x.device != y.device:
-        return f"plain {x.dtype} {tuple(x.shape)} on {x.device}, ours {y.dtype} {tuple(y.shape)} on {y.device}"
-    if torch.allclose(x, y, rtol=1e-4, atol=1e-4, equal_nan=True):
-        return None
-    row = [(i, j) for i, j in enumerate((x - y).flatten(1).abs().amax(1).tolist()) if not j <= 1e-4]
-    return f"differs by more than 1e-4 in rows {row}"
-
-
-def _calls(plain: Result, ours: Result) -> str | None:
-    for i, (a, b) in enumerate(zip(plain.calls, ours.calls, strict=False)):
-        same = all(torch.equal(x, y) if isinstance(x, Tensor) else x == y for x, y in zip(a, b, strict=True))
-        if not same:
-            return f"call {i} of the user's own objects: plain {a}, ours {b}"
-    if len(plain.calls) != len(ours.calls):
-        return f"the user's own objects are called {len(plain.calls)} times plainly, {len(ours.calls)} times by us"
-    return None
-
-
-def _streamed(plain: Result, ours: Result) -> str | None:
-    def shown(log: list[Any]) -> list[Any]:
-        return [(str(x.dtype), tuple(x.shape), x.tolist()) if isinstance(x, Tensor) else x for x in log]
-
-    a, b = shown(plain.streamed), shown(ours.streamed)
-    return None if a == b else f"the streamer gets\nplain {a}\nours  {b}"
-
-
-def _cache(plain: Result, ours: Result) -> str | None:
-    return cache_difference(plain.cache, ours.cache)
-
-
 def same_caches(a: Any, b: Any) -> None:
     """Raise AssertionError unless two caches hold the same."""
     assert (found := cache_difference(a, b)) is None, found
-
-
-def cache_difference(a: Any, b: Any) -> str | None:
-    """Say how the cache `b`, of a run with drafts, differs from `a`, of a plain one."""
-    if type(a) is not type(b):
-        return f"cache: plain {type(a).__name__}, ours {type(b).__name__}"
-    if a is None:
-        return None
-    if isinstance(a, EncoderDecoderCache):
-        if a.is_updated != b.is_updated:
-            return f"cross attention: plain {a.is_updated}, ours {b.is_updated}"
-        names = ("self_attention_cache", "cross_attention_cache")
-        found = [cache_difference(getattr(a, name), getattr(b, name)) for name in names]
-        return next((one for one in found if one is not None), None)
-    if len(a.layers) != len(b.layers):
-        return f"cache: plain has {len(a.layers)} layers, ours {len(b.layers)}"
-    for i, (x, y) in enumerate(zip(a.layers, b.layers, strict=True)):
-        if type(x) is not type(y):
-            return f"cache layer {i}: plain {type(x).__name__}, ours {type(y).__name__}"
-        if (found := _layer_difference(vars(x), vars(y))) is not None:
-            return f"cache layer {i} {found}"
-    return None
-
-
-def _layer_difference(x: dict[str, Any], y: dict[str, Any]) -> str | None:
-    """Compare all that two layers hold: keys, values, states, lengths."""
-    if x.keys() != y.keys():
-        return f"has {sorted(x)} plainly, {sorted(y)} with drafts"
-    for name, value in x.items():
-        if isinstance(value, Tensor):
-            found = _far(value, y[name])
-        elif isinstance(value, dict):
-            found = _layer_difference(value, y[name])
-        else:
-            found = None if value == y[name] else f"{value}, ours {y[name]}"
-        if found is not None:
-            return f"{name}: {found}"
-    return None
 
 
 MANY_EOS = tuple(range(3, 48, 4))
@@ -552,8 +426,8 @@ def assert_steps_fit(case: Case) -> Watcher:
         watcher = Watcher(drafter(case, plain))
         la = Lookahead(model, drafter=watcher, **nodes_of(case))
         ours = run(case, door(case, model, la), la)
-        found = difference(plain, ours)
-        assert found is None, f"{case!r}\n{found}"
+        if (found := difference(plain, ours)) is not None:
+            raise AssertionError(f"{case!r}\n{found}") from ours.error
     if ours.error is not None:  # plain generate() refuses it too
         return watcher
     rows = len(ours.sequences)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from clocks import Clock
-from drafters import Adversary
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from machines import Machine, Price, Row, lost, speedup, whys
@@ -19,6 +18,7 @@ from lookahead import Budget, InvalidArgument, Jacobi, Lookahead
 from lookahead.budget import MAX_NODES
 from lookahead.draft import Draft
 from lookahead.purse import Spent
+from lookahead.testing import Adversary
 from lookahead.trace import WHY
 
 PRICES: dict[str, Price] = {

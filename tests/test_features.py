@@ -19,7 +19,6 @@ from unittest import mock
 import pytest
 import torch
 import transformers as hf
-from drafters import Oracle
 from law import Case, assert_exact, run
 from models import VOCAB, tiny, tokenizer
 from ranks import UNABLE
@@ -27,6 +26,7 @@ from transformers.generation.logits_process import UnbatchedClassifierFreeGuidan
 
 import lookahead
 from lookahead import InvalidArgument, Lookahead, UnsupportedArgument, UnsupportedModel
+from lookahead.testing import Oracle
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Passing `(repetition_penalty|no_repeat_ngram_size)` with `inputs_embeds`"),

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from drafters import Oracle
 from law import Case, assert_exact, difference, run
 from models import FAMILIES, PAD, VOCAB, WORDS, tiny, tokenizer
 from users import Recording
@@ -34,6 +33,7 @@ from lookahead import (
 )
 from lookahead.cache import NAME
 from lookahead.sampling import Sampler
+from lookahead.testing import Oracle
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using the model-agnostic default `max_length`:UserWarning")
 IDS = torch.tensor([[5, 6, 7, 8, 5, 6]])

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from drafters import Oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from law import same_caches
@@ -22,6 +21,7 @@ from lookahead.draft import Draft
 from lookahead.states import MOST, StateCache
 from lookahead.support import family_of
 from lookahead.target import Target
+from lookahead.testing import Oracle
 
 # States beside attention, convolutions, both in one layer, and a window that drops positions.
 NAMES = [name for name in ("qwen3_next", "lfm2", "falcon_h1", "lfm3") if name in ZOO]

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from clocks import Clock
-from drafters import Oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import VOCAB, tiny
@@ -20,6 +19,7 @@ from lookahead.sources.codes import JACOBI
 from lookahead.sources.paid import Paid
 from lookahead.sources.source import Source
 from lookahead.switch import LEAST, Switch
+from lookahead.testing import Oracle
 from lookahead.trace import Step
 
 Turn = tuple[float, float, float]  # seconds, and the gain and the price where it is on
