@@ -18,7 +18,7 @@ from lookahead.errors import GrammarError, InvalidDraft
 from lookahead.progress import Contexts, Progress
 from lookahead.purse import Choice, Purse, Spent
 from lookahead.sampling import Sampler
-from lookahead.sources.codes import NAMES
+from lookahead.sources.codes import name_of
 from lookahead.target import Target
 from lookahead.trace import Pass, Share, Step
 from lookahead.trees import Grown
@@ -362,8 +362,3 @@ def shares(rows: Iterable[tuple[Draft, Sequence[int], Mapping[str, float]]]) -> 
         for name, seconds in costs.items():
             found.setdefault(name, [0, 0, 0.0])[2] += seconds
     return {name: Share(int(run), int(accepted), seconds) for name, (run, accepted, seconds) in found.items()}
-
-
-def name_of(code: int) -> str:
-    """Return the name of a source by its code in `Draft.source`."""
-    return NAMES[code] if code < len(NAMES) else f"source {code - len(NAMES)}"

@@ -24,7 +24,7 @@ ROOMY = 72  # columns of a terminal that has room for wide gaps
 
 def run(args: argparse.Namespace) -> int:
     """Say what a trace amounts to."""
-    trace = _read(args.trace)
+    trace = read_trace(args.trace)
     if args.json:
         print(json.dumps(explain(trace).as_dict(), indent=2))
     else:
@@ -32,7 +32,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _read(file: str) -> Run:
+def read_trace(file: str) -> Run:
+    """Return the trace in a file, or in standard input for `-`."""
     if file != STANDARD_INPUT:
         return Run.load(file)
     from lookahead.tracefile import read

@@ -178,6 +178,12 @@ class Run:
         used = [*drafted, *(token for row in self.outputs for token in row)]
         return replace(self, wording=worded(tokenizer, self.prompts, self.outputs, used), tokenizer=tokenizer)
 
+    def _repr_html_(self) -> str:
+        """Return the page of `lookahead.report` for a notebook."""
+        from lookahead.report.page import fragment
+
+        return fragment(self)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the trace as JSON Lines, a header and then one line a pass; times to the nanosecond.
 

@@ -22,7 +22,7 @@ class Tree:
         tokens: of every node; node 0 holds the last committed token.
         parents: `parents[i] < i`; of node 0 it is -1.
         chances: how likely each node was said to be accepted, given that its parent was.
-        sources: codes of who proposed each node; `lookahead.decode.name_of` names them.
+        sources: codes of who proposed each node; `lookahead.sources.codes.name_of` names them.
         probes: nodes that ran and can't be accepted.
         path: nodes that were accepted, from the root down.
     """
