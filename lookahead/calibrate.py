@@ -32,7 +32,7 @@ def measure(
     context: int = CONTEXT,
     most: int = MOST,
     rounds: int = ROUNDS,
-    say: Callable[[str], object] = lambda text: None,
+    say: Callable[[str, float], object] = lambda text, part: None,
 ) -> Curve:
     """Return what passes over trees of growing sizes cost; of a size, the median over rounds counts.
 
@@ -45,7 +45,7 @@ def measure(
         context: tokens before the trees; fewer where the model has not so many positions.
         most: nodes below the root of the largest tree; likewise.
         rounds: passes of every size; one more goes before and does not count.
-        say: is told how far it is.
+        say: is told what goes on, and what part is done.
 
     Raises:
         InvalidArgument: a number out of range.
@@ -108,12 +108,15 @@ class _Trees:
         return time.perf_counter() - begin
 
 
-def _rounds(trees: _Trees, sizes: Sequence[int], rounds: int, say: Callable[[str], object]) -> NDArray[np.float64]:
+def _rounds(
+    trees: _Trees, sizes: Sequence[int], rounds: int, say: Callable[[str, float], object]
+) -> NDArray[np.float64]:
     """Return [rounds, sizes] seconds; a first round, in which kernels compile and buffers grow, is left out."""
     order, times = np.random.default_rng(0), np.zeros((rounds + 1, len(sizes)))
     for i, row in enumerate(times):
-        for j in order.permutation(len(sizes)):
-            say(f"{f'round {i} of {rounds}' if i else 'warming up'}: {sizes[j]} nodes …")
+        for done, j in enumerate(order.permutation(len(sizes))):
+            part = (i + done / len(sizes)) / len(times)
+            say(f"{f'round {i} of {rounds}' if i else 'warming up'}: {sizes[j]} nodes …", part)
             row[j] = trees.seconds(sizes[j])
     return times[1:]
 

@@ -87,7 +87,7 @@ def _measured(args: argparse.Namespace, model: Any, rows: int, say: Say) -> Curv
 
     options = {"rows": rows, "context": args.context or CONTEXT, "most": args.most or MOST}
     with _refused(args.model, rows):
-        return measure(model, **options, say=lambda text: say(f"batch size {rows}, {text}"))
+        return measure(model, **options, say=lambda text, part: say(f"batch size {rows}, {text}", part))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The command line: `lookahead demo`, `generate`, `json`, `calibrate`, `explain`, `grammars` and `pool`."""
+"""The command line: `lookahead demo`, `generate`, `json`, `check` and the other commands."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lookahead.command import (
+    STARTING,
     Say,
     budget,
     check_curves,
@@ -21,6 +22,7 @@ from lookahead.command import (
     check_writable,
     decoding,
     loaded,
+    metered,
     nodes,
     read_grammar,
     save_trace,
@@ -42,7 +44,7 @@ DIFFERS, BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141
 DEMO_SECONDS = 70.0  # no round that would end later, counted from the start of the command, is begun
 NOTHING_ASKED: tuple[list[str], ...] = (
     [],
-    *([command] for command in ("generate", "json", "calibrate", "explain", "pool")),
+    *([command] for command in ("generate", "json", "check", "calibrate", "explain", "report", "pool")),
     *(["pool", action] for action in ("build", "add", "info", "prune")),
 )
 
@@ -84,14 +86,26 @@ def _run(argv: list[str]) -> int:
         from lookahead import json_command
 
         return json_command.grammars(args) if args.command == "grammars" else json_command.run(args)
+    if args.command == "check":
+        from lookahead.check_command import run as check
+
+        return check(args)
     if args.command == "calibrate":
         from lookahead.calibrate_command import run as calibrate
 
         return calibrate(args)
+    if args.command == "bench":
+        from lookahead.bench_command import run as bench
+
+        return bench(args)
     if args.command == "explain":
         from lookahead.explain_command import run as explain
 
         return explain(args)
+    if args.command == "report":
+        from lookahead.report_command import run as report
+
+        return report(args)
     return demo(args) if args.command == "demo" else generate(args)
 
 
@@ -131,20 +145,22 @@ def _write(
     from lookahead.stream import TextStream, decode
 
     written = [""]
-
-    def write(text: str) -> None:
-        written.append(text)
-        print(text, end="", flush=True)
-
     if args.seed is not None:
         torch.manual_seed(args.seed)
-    if not args.no_stream:
-        options = options | {"streamer": TextStream(tokenizer, write)}
-    begin = time.perf_counter()
-    ids, run = _decode(args, model, tokenizer, inputs | options)
-    seconds, tokens = time.perf_counter() - begin, ids.shape[1] - inputs["input_ids"].shape[1]
-    if args.no_stream:
-        write(decode(tokenizer, ids[0, -tokens:].tolist()))
+    with status(STARTING) as say:
+
+        def write(text: str) -> None:
+            say("")
+            written.append(text)
+            print(text, end="", flush=True)
+
+        meter = metered(say, options["max_new_tokens"], model)
+        streamer = meter if args.no_stream else {"streamer": TextStream(tokenizer, write)}
+        begin = time.perf_counter()
+        ids, run = _decode(args, model, tokenizer, inputs | options | streamer)
+        seconds, tokens = time.perf_counter() - begin, ids.shape[1] - inputs["input_ids"].shape[1]
+        if args.no_stream:
+            write(decode(tokenizer, ids[0, -tokens:].tolist()))
     if not written[-1].endswith("\n"):
         print()
     if args.trace is not None and run is not None:
@@ -206,9 +222,9 @@ def _measure(args: argparse.Namespace, started: float, say: Say) -> tuple[Compar
     comparison = Comparison(checkpoint.model(config, dtype="float32"), tokenizer, tasks, **nodes(args))
     say("warming up (the very first run compiles) …")
     compiling = comparison.warm_up()
-    for _ in range(args.rounds):
+    for number in range(args.rounds):
         begin = time.monotonic()
-        comparison.round(say)
+        comparison.round(lambda text, part, done=number: say(text, (done + part) / args.rounds))  # type: ignore[misc]
         if 2 * time.monotonic() - begin - started > DEMO_SECONDS:
             break
     return comparison, compiling

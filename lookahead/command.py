@@ -7,10 +7,10 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lookahead.errors import GrammarError, InvalidArgument, InvalidInput, UnsupportedArgument, UnsupportedModel
 
@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from lookahead.trace import Run
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
-Say = Callable[[str], None]
+BAR = 20  # letters of a whole bar
+
+
+class Say(Protocol):
+    """Shows in one line what goes on, and how much of it is done (0 to 1), where that is known."""
+
+    def __call__(self, text: str, part: float | None = None) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,13 +196,13 @@ def say_stats(tokens: int, run: Run | None, seconds: float) -> None:
 
 @contextlib.contextmanager
 def status(first: str) -> Iterator[Say]:
-    """Give a function that shows one line of progress where a person watches standard error; no thread disturbs."""
-    watched, width = sys.stderr is not None and sys.stderr.isatty(), shutil.get_terminal_size().columns - 1
-    shown = ""
+    """Give a function that shows a bar, or a line, where a person watches standard error; no thread disturbs."""
+    shows, width, shown = watched(), shutil.get_terminal_size().columns - 1, ""
 
-    def say(text: str) -> None:
+    def say(text: str, part: float | None = None) -> None:
         nonlocal shown
-        if watched and (text or shown):  # with nothing to clear, the line may hold output
+        text = text if part is None else f"{bar(part)} {text}"
+        if shows and (text or shown):  # with nothing to clear, the line may hold output
             print(f"\r{'':{len(shown)}}\r{text[:width]}", end="", file=sys.stderr, flush=True)
         shown = text[:width]
 
@@ -205,6 +211,51 @@ def status(first: str) -> Iterator[Say]:
         yield say
     finally:
         say("")
+
+
+class Meter:
+    """A streamer for `generate()` that shows how many tokens there are.
+
+    Args:
+        limit: how many there may be.
+    """
+
+    def __init__(self, say: Say, limit: int) -> None:
+        self._say, self._limit, self._tokens = say, limit, -1
+
+    def put(self, tokens: Any) -> None:
+        """Take the prompt at the first call, then the next tokens."""
+        self._tokens = 0 if self._tokens < 0 else self._tokens + int(tokens.numel())
+        if self._tokens:
+            self._say(f"{self._tokens} tokens of at most {self._limit}", self._tokens / self._limit)
+
+    def end(self) -> None:
+        """Clear the line."""
+        self._say("")
+
+
+def metered(say: Say, limit: int, model: Any) -> dict[str, Any]:
+    """Return the streamer that shows progress, for `generate()`; none where nobody watches, or it takes none."""
+    beams = getattr(model.generation_config, "num_beams", None) or 1
+    return {"streamer": Meter(say, limit)} if watched() and beams == 1 else {}
+
+
+def watched() -> bool:
+    """Whether a person sees what is written to standard error."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+STARTING = "starting (the very first run compiles) …"
+
+
+def bar(part: float) -> str:
+    """Return a bar that is filled up to `part`, and the percentage.
+
+    >>> bar(0.25)
+    '[#####...............]  25%'
+    """
+    part = min(max(part, 0.0), 1.0)
+    return f"[{'#' * round(BAR * part):.<{BAR}}] {100 * part:3.0f}%"
 
 
 def check_writable(option: str, file: str) -> None:

@@ -192,11 +192,11 @@ class Comparison:
             compiling += max(first[1] - second[1], 0.0)
         return compiling
 
-    def round(self, say: Callable[[str], object] = lambda text: None) -> None:
+    def round(self, say: Callable[[str, float], object] = lambda text, part: None) -> None:
         """Run every task once each way; who goes first changes from task to task and from round to round."""
         number = self.rounds
         for index, trials in enumerate(self._trials):
-            say(f"round {number + 1}: prompt {index + 1} of {len(self.tasks)}")
+            say(f"round {number + 1}: prompt {index + 1} of {len(self.tasks)}", index / len(self.tasks))
             trials.append(self._trial(index, plain_first=(index + number) % 2 == 0))
 
     def _trial(self, index: int, *, plain_first: bool) -> Trial:

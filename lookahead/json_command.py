@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from lookahead.command import (
+    STARTING,
     budget,
     check_curves,
     check_drafting,
@@ -17,10 +18,12 @@ from lookahead.command import (
     check_writable,
     decoding,
     loaded,
+    metered,
     read_text,
     save_trace,
     say_stats,
     served,
+    status,
 )
 from lookahead.errors import GrammarError, InvalidArgument, InvalidInput, UnusableText
 
@@ -92,15 +95,16 @@ def _generate(args: argparse.Namespace, found: Loaded, grammar: Grammar) -> tupl
     limit = {} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens}
     if args.seed is not None:
         torch.manual_seed(args.seed)
-    with served(args):
+    with served(args), status(STARTING) as say:
         model = found.model
         if not args.plain:
             model = Lookahead(model, found.tokenizer, **budget(args, model))
         call = Call(model, found.tokenizer, prompt, grammar, decoding(args) | limit)
+        meter = metered(say, call.arguments.get("max_new_tokens", found.limit), found.model)
         if args.plain:
-            return call.run_plain()[0], None
+            return call.run_plain(**meter)[0], None
         with call.lookahead(args.memory or False) as lookahead:
-            texts, trace = call.run(lookahead)
+            texts, trace = call.run(lookahead, **meter)
     return texts[0], trace
 
 

@@ -71,10 +71,13 @@ def parser() -> argparse.ArgumentParser:
     _add_demo(commands.add_parser("demo", help="compare with plain decoding on the bundled model", allow_abbrev=False))
     _add_generate(commands.add_parser("generate", help="write on from a prompt", allow_abbrev=False))
     _add_json(commands.add_parser("json", help="write a JSON value of a schema", allow_abbrev=False))
+    _add_check(commands.add_parser("check", help="try out that drafts change nothing of a model", allow_abbrev=False))
     _add_calibrate(
         commands.add_parser("calibrate", help="measure what a pass of a model costs, to start from", allow_abbrev=False)
     )
+    _add_bench(commands.add_parser("bench", help="measure lookahead beside other ways to generate", allow_abbrev=False))
     _add_explain(commands.add_parser("explain", help="say where the time of a run went, and why", allow_abbrev=False))
+    _add_report(commands.add_parser("report", help="show a run pass by pass on an HTML page", allow_abbrev=False))
     _add_grammars(commands.add_parser("grammars", help="list the grammars that come along", allow_abbrev=False))
     _add_pool(
         commands.add_parser("pool", help="keep n-grams of a corpus on the disk to draft from", allow_abbrev=False)
@@ -89,6 +92,12 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         "--nodes", type=_NODES, metavar="N", help="drafted tokens a pass checks (default: as many as pay)"
     )
     parser.add_argument("--rounds", type=_COUNT, default=3, metavar="R", help="runs of each prompt (default 3)")
+    _add_threads(parser)
+    parser.add_argument("--no-color", action="store_true", help="no colours; mark the passes with |")
+    parser.add_argument("--model", default="demo", metavar="DIR", help=argparse.SUPPRESS)
+
+
+def _add_threads(parser: argparse.ArgumentParser) -> None:
     cores = os.cpu_count() or 1
     threads = _number(int, lambda n: 1 <= n <= cores, f"a whole number from 1 to {cores}, the cores of this machine")
     parser.add_argument(
@@ -98,8 +107,6 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="CPU threads of torch (default: up to 2; more slow a small model down, and so does a busy machine)",
     )
-    parser.add_argument("--no-color", action="store_true", help="no colours; mark the passes with |")
-    parser.add_argument("--model", default="demo", metavar="DIR", help=argparse.SUPPRESS)
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
@@ -173,6 +180,27 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
     add("--memory", metavar="DIR", help="draft from earlier values of this schema, kept here")
 
 
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Generate plainly and with drafts, greedy, sampled with a seed, with logits processors, in batches, under a "
+        "JSON grammar, with stop strings; and compare. Exit code 0 where all calls are equal, or numeric ties are all "
+        "that differs; 1 where one differs; 2 for bad input, or a model that is not served."
+    )
+    parser.epilog = "for example: lookahead check path/to/model --dtype bfloat16 --prompts prompts.jsonl"
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a model directory, a Hub name, or demo for the bundled model")
+    add(
+        "--prompts",
+        metavar="FILE",
+        help=".jsonl with a field prompt, .json with a list, or .txt with an empty line between prompts (default: the "
+        "model's prompts.json, or a few that come along)",
+    )
+    _add_loading(add)
+    add("--max-new-tokens", type=_COUNT, metavar="N", help="of each call (default: 64, --quick 24, or what fits)")
+    add("--quick", action="store_true", help="fewer kinds of calls, and three prompts at most")
+    add("--json", metavar="FILE", help="also write what came of every call as JSON")
+
+
 def _add_calibrate(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Measure what a pass of a model costs by the nodes that it runs, and keep that: `lookahead generate` and "
@@ -191,6 +219,37 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="write what was measured as one JSON object")
 
 
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Generate the same texts, greedily, by plain generate(), lookahead, the prompt lookup of transformers, Arctic "
+        "Inference's suffix trees, LookaheadDecoding and vLLM, in turns; write how fast each was, its tokens per pass, "
+        "memory, and whether its texts are plain's. What cannot run is listed with the reason. Exit code 1 where a "
+        "text of lookahead is not plain's."
+    )
+    parser.epilog = "for example: lookahead bench --quick --json scores.json --plot scores.png"
+    add = parser.add_argument
+    add("--model", default="demo", metavar="NAME", help="a model directory or a Hub name (default: the bundled one)")
+    add(
+        "--prompts", metavar="FILE",
+        help='JSON lines of {"workload": …, "prompt": …, "max_new_tokens": …, "schema": …} (default: prompts.json of '
+        "the model)",
+    )  # fmt: skip
+    add("--quick", action="store_true", help="3 texts of a workload, 2 rounds, under 5 minutes for the bundled model")
+    add("--rounds", type=_COUNT, metavar="R", help="runs of each text (default 5, with --quick 2)")
+    add("--each", type=_COUNT, metavar="N", help="most texts of a workload (default: all, with --quick 3)")
+    add("--no-nothing", action="store_true", help="leave out random text, in which nothing can be reused")
+    add("--nodes", type=_NODES, metavar="N", help="drafted tokens a pass of lookahead checks (default: as many as pay)")
+    add(
+        "--peers", default=".peers", metavar="DIR",
+        help="environments of other systems, made by benchmarks/peers.sh (default: .peers)",
+    )  # fmt: skip
+    _add_loading(add)
+    _add_threads(parser)
+    add("--json", metavar="FILE", help="write the scores by workload and system")
+    add("--markdown", metavar="FILE", help="write the tables that are printed")
+    add("--plot", metavar="FILE", action="append", help="draw them, as .png or .svg; repeatable")
+
+
 def _add_explain(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Say of a run whose --trace was written how many tokens came a pass and were expected to; where the time went; "
@@ -206,6 +265,22 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
     more = parser.add_mutually_exclusive_group()
     more.add_argument("--steps", action="store_true", help="also write a line for each pass")
     more.add_argument("--json", action="store_true", help="write all totals as one JSON object")
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Write an HTML page that shows a run whose --trace was written, pass by pass: the text, coloured by who "
+        "drafted it, the token trees, and where the time went. One file, which needs no network; open it in a browser."
+    )
+    parser.epilog = "for example: lookahead report trace.jsonl"
+    parser.add_argument("trace", metavar="TRACE", help="a file that --trace wrote; - is standard input")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="write the page here, over what is there; - is standard output (default: TRACE with .html)",
+    )
+    parser.add_argument("--title", metavar="TEXT", help="heading of the page (default: the name of the trace)")
 
 
 def _add_grammars(parser: argparse.ArgumentParser) -> None:

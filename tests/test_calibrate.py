@@ -168,7 +168,7 @@ def test_neither_model_nor_generator_are_changed(family: str) -> None:
 
 def test_it_says_how_far_it_is() -> None:
     said: list[str] = []
-    measure(tiny("llama"), context=4, most=1, rounds=2, say=said.append)
+    measure(tiny("llama"), context=4, most=1, rounds=2, say=lambda text, part: said.append(text))
     assert sorted(said) == [
         *(f"round {i} of 2: {size} nodes …" for i in (1, 2) for size in (1, 2)),
         *(f"warming up: {size} nodes …" for size in (1, 2)),

@@ -123,11 +123,11 @@ class Call:
         assert lookahead.last is not None
         return texts, lookahead.last
 
-    def run_plain(self) -> list[Text]:
+    def run_plain(self, **more: Any) -> list[Text]:
         """Return the texts that `run` returns, from plain `model.generate()`."""
         processor = self.grammar.processor(self.tokenizer, eos_token_id=self._ends)
         given = self.arguments.get("logits_processor") or []
-        arguments = {**self.arguments, "tokenizer": self.tokenizer, "logits_processor": [*given, processor]}
+        arguments = {**self.arguments, **more, "tokenizer": self.tokenizer, "logits_processor": [*given, processor]}
         return self.texts(self.model.generate(**arguments))
 
     def texts(self, sequences: Any) -> list[Text]:
