@@ -18,8 +18,9 @@ sum of tokens over the sum of passes, the prefill counted; rows are the tokens t
 them that may be accepted. Times are wall times against plain `generate()` in the same process, in turn with it; the
 median over the rounds is taken for each prompt. The time of the original says little: its window is plain Python.
 
---lade adds what lade_run.py wrote for the same prompts (--write writes them for it), timed against plain decoding of
-its own environment. --table adds the MAT of our window alone over W and N, with G = W; --switch times the switch.
+--lade adds what lookahead/bench/lade_run.py wrote for the same prompts (--write writes them for it), timed against
+plain decoding of its own environment. --table adds the MAT of our window alone over W and N, with G = W; --switch times
+the switch.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ peer that is not installed raises ImportError when it is made; the rule of vLLM 
 from __future__ import annotations
 
 import gc
-import itertools
 import os
 import sys
 import time
@@ -23,18 +22,9 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from lookahead.bench.arctic import ARCTIC_DEPTH, AS_SHIPPED, SPEND_ALL, Arctic, own
 from lookahead.draft import Draft, IntArray
 from lookahead.drafter import Drafter
-from lookahead.trace import Step
-
-ARCTIC_DEPTH = 64
-"""Depth of Arctic's trees, its default: the tokens of a context that it can match."""
-
-SPEND_ALL = {"max_spec_factor": 32.0, "max_spec_offset": 32.0, "min_token_prob": 0.0}
-"""Arctic's best limits for tree drafts: the whole budget is used at any match length, however small the chance."""
-
-AS_SHIPPED = {"max_spec_factor": 1.0, "max_spec_offset": 0.0, "min_token_prob": 0.1}
-"""Arctic's default limits: as many tokens as were matched, while they are likely."""
 
 
 class Contender(Drafter):
@@ -48,52 +38,6 @@ class Contender(Drafter):
 
     def finish(self, text: IntArray) -> None:
         """Hear that the request `text` ([L] int32, prompt and output) has ended; called once a request."""
-
-
-class Arctic(Contender):
-    """Arctic Inference's suffix cache: a local tree of the request, a global one of all responses so far.
-
-    As in its own simulator and in vLLM, a response joins both trees while it is written, a prompt the local one only.
-    """
-
-    def __init__(self, *, tree: bool, limits: dict[str, float]) -> None:
-        from arctic_inference.suffix_decoding import SuffixDecodingCache
-
-        self._cache = SuffixDecodingCache(max_tree_depth=ARCTIC_DEPTH)
-        self._limits = {**limits, "use_tree_spec": tree}
-        self._requests = itertools.count()
-        self.settings = {**self._limits, "max_tree_depth": ARCTIC_DEPTH}
-
-    def start(self, context: IntArray) -> Drafter:
-        request = next(self._requests)
-        self._cache.start_request(request, _own(context))
-        return ArcticRow(self._cache, request, self._limits)
-
-    def propose(self, context: IntArray, budget: int) -> Draft:
-        raise NotImplementedError("the suffix cache drafts for started requests only; call start()")
-
-    def finish(self, text: IntArray) -> None:
-        for request in list(self._cache.active_requests):
-            self._cache.stop_request(request)
-
-
-class ArcticRow(Drafter):
-    """One active request of a suffix cache."""
-
-    def __init__(self, cache: Any, request: int, limits: dict[str, Any]) -> None:
-        self._cache, self._request, self._limits = cache, request, limits
-
-    def propose(self, context: IntArray, budget: int) -> Draft:
-        found = self._cache.speculate(
-            self._request, _own(context[-ARCTIC_DEPTH:]), max_spec_tokens=budget, **self._limits
-        )
-        return Draft(
-            np.array([context[-1], *found.token_ids], np.int32),
-            np.array([-1, *(parent + 1 for parent in found.parents)], np.int32),
-        )
-
-    def observe(self, step: Step) -> None:
-        self._cache.add_active_response(self._request, step.tokens.astype(np.int32))
 
 
 class VllmNgram(Contender):
@@ -128,9 +72,13 @@ class PromptLookup(Contender):
         return Draft.chain(candidates[0, len(context) - 1 :][: budget + 1].tolist())
 
 
+class ArcticContender(Arctic, Contender):
+    """Arctic Inference's suffix cache."""
+
+
 PEERS: dict[str, Callable[[], Contender]] = {
-    "arctic_tree_global": lambda: Arctic(tree=True, limits=SPEND_ALL),
-    "arctic_linear_global": lambda: Arctic(tree=False, limits=AS_SHIPPED),
+    "arctic_tree_global": lambda: ArcticContender(tree=True, limits=SPEND_ALL),
+    "arctic_linear_global": lambda: ArcticContender(tree=False, limits=AS_SHIPPED),
     "vllm_ngram": VllmNgram,
     "prompt_lookup": PromptLookup,
 }
@@ -177,7 +125,7 @@ def arctic_rates(documents: list[IntArray], queries: list[IntArray]) -> dict[str
     from arctic_inference.suffix_decoding import SuffixDecodingCache
 
     cache = SuffixDecodingCache(max_tree_depth=ARCTIC_DEPTH)
-    owned = [_own(document) for document in documents]
+    owned = [own(document) for document in documents]
     tokens = sum(len(document) for document in owned)
     gc.collect()
     resident, begin = _resident_bytes(), time.thread_time_ns()
@@ -197,7 +145,7 @@ def arctic_rates(documents: list[IntArray], queries: list[IntArray]) -> dict[str
 
 
 def _ask_micros(cache: Any, query: IntArray, limits: dict[str, float]) -> float:
-    context = _own(query[-ARCTIC_DEPTH:])
+    context = own(query[-ARCTIC_DEPTH:])
     begin = time.thread_time_ns()
     cache.speculate("ask", context, max_spec_tokens=32, use_tree_spec=True, **limits)
     return (time.thread_time_ns() - begin) / 1e3
@@ -205,11 +153,6 @@ def _ask_micros(cache: Any, query: IntArray, limits: dict[str, float]) -> float:
 
 def _resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _own(tokens: IntArray) -> IntArray:
-    """Return a fresh array: the suffix cache takes neither read-only nor strided ones."""
-    return np.array(tokens, np.int32)
 
 
 def _vllm_rule() -> tuple[Callable[..., IntArray], str]:

@@ -1,4 +1,4 @@
-"""The examples that generate values run as they stand, with the bundled model."""
+"""The examples run as they stand, with the bundled model."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ SAYS = {
     "tool_calls.py": ("18 degrees in Oslo on 2024-05-03", "a seat from Porto to Kyoto at 06:15"),
     "sql_from_question.py": ("[('Mei', 977.15), ('Nora', 318.45), ('Hugo', 64.2)]", "('Hugo', 105.2)]"),
     "python_function.py": ("return amount / len(values)\n", "mean([1, 2, 6]) = 3.0"),
+    "own_drafter.py": ("the same as plain generate(): True",),
 }
 
 
@@ -28,3 +29,9 @@ def test_examples_run(name: str, capsys: pytest.CaptureFixture[str], monkeypatch
     for expected in SAYS[name]:
         assert expected in said
     assert said.count(" tokens a pass") >= 1
+
+
+def test_json_extraction_prints_objects(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(EXAMPLES / "json_extraction.py"), run_name="__main__")
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert [line.split(" (")[0][:1] for line in lines] == ["{", "{"]

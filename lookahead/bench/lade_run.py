@@ -1,18 +1,20 @@
 """Run the LookaheadDecoding package (lade 0.0.2) on a Llama checkpoint: its passes, tokens and seconds.
 
 lade patches the greedy search of transformers 4.34, so it lives in an environment of its own and takes token ids; this
-file imports nothing of `lookahead`. To make the environment (Python 3.11) and to run:
+file imports nothing of `lookahead`. `benchmarks/peers.sh lade` makes that environment: Python 3.11, a CPU build of
+torch 2.13.0, transformers 4.34.0, numpy 1, accelerate 0.23.0, safetensors, and lade 0.0.2 without what it asks for.
 
-    python3.11 -m venv ENV
-    ENV/bin/pip install --index-url https://download.pytorch.org/whl/cpu torch==2.13.0
-    ENV/bin/pip install "transformers==4.34.0" "numpy<2" "accelerate==0.23.0" safetensors
-    ENV/bin/pip install --no-deps lade==0.0.2
-    OMP_NUM_THREADS=1 ENV/bin/python benchmarks/lade_run.py --model lookahead/demo --prompts prompts.json \
+
+    OMP_NUM_THREADS=1 .peers/lade/bin/python lookahead/bench/lade_run.py --model lookahead/demo --prompts prompts.json \
         --window 15 --ngram 5 --guesses 15 --out out.json
+    .peers/lade/bin/python lookahead/bench/lade_run.py '{"model": "lookahead/demo", "dtype": "float32", "threads": 2,
+        "system": "lade", "window": 15, "ngram": 5, "guesses": 15}'
 
-The prompts are a JSON list of `{"kind": str, "ids": [int], "new": int}`. Every prompt runs plain and with lade, both
-greedy, up to the end of the sequence or `new` tokens, `--repeats` times each in turn; seconds are medians. The result
-is `{"settings": {...}, "prompts": [...]}`, for every prompt:
+The second way speaks the protocol of `serving.py`; its system is "lade", or "plain", transformers' own greedy search.
+
+In the first, the prompts are a JSON list of `{"kind": str, "ids": [int], "new": int}`. Every prompt runs plain and with
+lade, both greedy, up to the end of the sequence or `new` tokens, `--repeats` times each in turn; seconds are medians.
+The result is `{"settings": {...}, "prompts": [...]}`, for every prompt:
 
     kind           as given
     tokens         what lade generated, ids, the end of the sequence included
@@ -36,15 +38,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lade
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention
 
+if TYPE_CHECKING:
+    from lookahead.bench.serving import Reply, serve
+else:
+    from serving import Reply, serve
+
+DEFAULTS = {"window": 15, "ngram": 5, "guesses": 15}
 SET_APART = {
     *("architectures", "dtype", "head_dim", "model_type", "transformers_version"),
     *("rope_parameters", "rope_scaling", "rope_theta"),
@@ -52,8 +60,8 @@ SET_APART = {
 """Entries of config.json that transformers 4.34 does not know or that `load` sees to itself."""
 
 
-def load(path: Path) -> LlamaForCausalLM:
-    """Return the float32 model of a checkpoint that transformers 5 wrote.
+def load(path: Path, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
+    """Return the model of a checkpoint that transformers 5 wrote.
 
     Raises:
         ValueError: the checkpoint is not a Llama that transformers 4.34 can run.
@@ -66,8 +74,18 @@ def load(path: Path) -> LlamaForCausalLM:
     model = LlamaForCausalLM(config)
     for layer in model.model.layers:
         widen(layer.self_attn, entries.get("head_dim") or config.hidden_size // config.num_attention_heads)
-    fill(model, load_file(path / "model.safetensors"))
-    return model.float().eval()
+    model.to(dtype)
+    fill(model, {name: weight for file in path.glob("*.safetensors") for name, weight in load_file(file).items()})
+    model.generation_config = GenerationConfig(eos_token_id=ends(path, entries), pad_token_id=0)
+    return model.eval()
+
+
+def ends(path: Path, entries: dict[str, Any]) -> list[int]:
+    """Return the tokens that end a sequence, those of generation_config.json where it has any."""
+    own = path / "generation_config.json"
+    more = json.loads(own.read_text()) if own.is_file() else {}
+    found = more.get("eos_token_id", entries.get("eos_token_id"))
+    return found if isinstance(found, list) else [] if found is None else [found]
 
 
 def rope_theta(entries: dict[str, Any]) -> float:
@@ -127,9 +145,11 @@ def generate(model: LlamaForCausalLM, ids: list[int], new: int) -> list[int]:
     """Return up to `new` greedy tokens, the first end of the sequence the last of them."""
     prompt = torch.tensor([ids])
     out = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new, do_sample=False)
-    tokens = out[0, len(ids) :].tolist()
-    end = model.generation_config.eos_token_id
-    return tokens[: tokens.index(end) + 1] if end in tokens else tokens
+    tokens: list[int] = out[0, len(ids) :].tolist()
+    for place, token in enumerate(tokens):  # lade may write on behind it
+        if token in (model.generation_config.eos_token_id or ()):
+            return tokens[: place + 1]
+    return tokens
 
 
 def timed(call: Callable[[], list[int]]) -> tuple[list[int], float]:
@@ -161,6 +181,51 @@ def measure(model: LlamaForCausalLM, prompt: dict[str, Any], repeats: int) -> di
     }
 
 
+class Served:
+    """One of the two systems, prompt by prompt."""
+
+    packages: tuple[str, ...] = ("lade", "transformers", "torch")
+
+    def __init__(self, model: LlamaForCausalLM, on: bool, settings: dict[str, Any]) -> None:
+        self.settings, self._model, self._on = settings, model, on
+        self._ends = model.generation_config.eos_token_id
+
+    @classmethod
+    def start(cls, settings: dict[str, Any]) -> Served:
+        """Load what the settings name.
+
+        Raises:
+            ValueError: a system that is not there, or a model that cannot be run.
+        """
+        if settings["system"] not in ("plain", "lade"):
+            raise ValueError(f"system {settings['system']!r}; choose plain or lade")
+        on, used = settings["system"] == "lade", {name: settings[name] for name in ("system", "dtype", "threads")}
+        if on:
+            shape = {name: int(settings.get(name, value)) for name, value in DEFAULTS.items()}
+            prepare(**shape, shift="one")
+            used |= shape
+        torch.set_num_threads(settings["threads"])
+        return cls(load(Path(settings["model"]), getattr(torch, settings["dtype"])), on, used)
+
+    def generate(self, ids: list[int], new: int, *, ignore_eos: bool, schema: dict[str, Any] | None) -> Reply:
+        if schema is not None:
+            raise ValueError("a schema: neither lade nor transformers 4.34 has grammars")
+        self._model.generation_config.eos_token_id = None if ignore_eos else self._ends
+        with lade_on(self._on), counted(self._model) as widths:
+            tokens, seconds = timed(lambda: generate(self._model, ids, new))
+        return Reply(tokens, seconds, len(widths))
+
+    def close(self) -> None:
+        """Nothing is left open."""
+
+
+def prepare(*, window: int, ngram: int, guesses: int, shift: str) -> None:
+    """Patch lade into transformers, off until `lade_on`."""
+    lade.augment_all()
+    always_one = int(shift == "one")
+    lade.config_lade(WINDOW_SIZE=window, LEVEL=ngram, GUESS_SET_SIZE=guesses, ALWAYS_FWD_ONE=always_one, DEBUG=0)
+
+
 def report(entries: list[dict[str, Any]]) -> str:
     """Return a table of the kinds: tokens per pass (sum over sum), time against plain, outputs that differ."""
     kinds = defaultdict(list)
@@ -179,9 +244,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Run lade 0.0.2 on a Llama checkpoint, against plain greedy search.")
     parser.add_argument("--model", type=Path, required=True, help="directory of the checkpoint")
     parser.add_argument("--prompts", type=Path, required=True, help='JSON list of {"kind", "ids", "new"}')
-    parser.add_argument("--window", type=int, default=15, help="W, lade's WINDOW_SIZE (default: %(default)s)")
-    parser.add_argument("--ngram", type=int, default=5, help="N, lade's LEVEL: guesses are N - 1 long (%(default)s)")
-    parser.add_argument("--guesses", type=int, default=15, help="G, lade's GUESS_SET_SIZE (default: %(default)s)")
+    parser.add_argument(
+        "--window", type=int, default=DEFAULTS["window"], help="W, lade's WINDOW_SIZE (default: %(default)s)"
+    )
+    parser.add_argument("--ngram", type=int, default=DEFAULTS["ngram"], help="N, lade's LEVEL: guesses are N - 1 long")
+    parser.add_argument("--guesses", type=int, default=DEFAULTS["guesses"], help="G, lade's GUESS_SET_SIZE")
     parser.add_argument(
         "--shift", choices=("one", "accepted"), default="one", help="how far the window moves in a pass"
     )
@@ -197,14 +264,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     args = parse()
     torch.set_num_threads(args.threads)
-    lade.augment_all()
-    lade.config_lade(
-        WINDOW_SIZE=args.window,
-        LEVEL=args.ngram,
-        GUESS_SET_SIZE=args.guesses,
-        ALWAYS_FWD_ONE=int(args.shift == "one"),
-        DEBUG=0,
-    )
+    prepare(window=args.window, ngram=args.ngram, guesses=args.guesses, shift=args.shift)
     model = load(args.model)
     prompts = json.loads(args.prompts.read_text())
     measure(model, prompts[0], 1)  # the first calls pay for what is set up once
@@ -219,4 +279,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] and sys.argv[1].startswith("{"):
+        sys.exit(serve(Served.start, sys.argv[1]))
     main()

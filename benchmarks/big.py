@@ -1,0 +1,195 @@
+"""A model of any size with random weights that writes recorded outputs: real costs meet real acceptance.
+
+    python benchmarks/big.py REQUESTS --tokenizer DIR [--config benchmarks/llama-0.5b.json] [--dtype bfloat16]
+                             [--each 6] [--new 96] [--workloads …] [--rounds 1] [--threads 2] [--json OUT] …
+
+REQUESTS are JSON lines with `workload`, `prompt` and `output`, plain or gzipped; those with a `schema` run once more,
+rewritten as the grammar of the schema writes them. The model computes in full what one of its size computes. Then the
+logits of a position are replaced: where the token that stands there is the recorded one, the recorded next one wins.
+So every system writes the recorded text, and accepts of its drafts what agrees with it.
+
+What this shows: seconds of plain decoding, of passes over many tokens, of drafting and of grammars, at the acceptance
+that real text gives. What it does not: a model answers a wrong draft with text of its own, and drafters that learn from
+logits (Token Recycling, in `lookahead` too) learn from that; here such answers are noise. A drafted token that is right
+where it stands, behind others that are wrong, is answered as if they were right. LookaheadDecoding and vLLM are left
+out: the first drafts from what the model answers to wrong text; the other computes in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from recorded import load, load_tokenizer
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from lookahead.bench import systems
+from lookahead.bench.contest import Contest
+from lookahead.bench.machine import about
+from lookahead.bench.scoreboard import as_json, markdown, plot
+from lookahead.bench.workloads import Item
+from lookahead.command import status
+from lookahead.grammar.grammar import Grammar
+
+SURE = 1e4  # a logit that wins whatever the others are
+LEFT_OUT = {
+    "LookaheadDecoding (15, 5, 15)": "drafts from what the model answers to wrong text, which a replay does not have",
+    "vLLM": "computes in a process of its own, where logits cannot be replaced",
+    "vLLM n-gram": "likewise",
+    "vLLM suffix": "likewise",
+}
+
+
+class Replay:
+    """Makes a model write recorded texts.
+
+    Attributes:
+        text: the tokens of prompt and output that are written now.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.text: Tensor = torch.zeros(0, dtype=torch.long)
+        self._tokens = self._places = torch.zeros(0, dtype=torch.long)
+        self._hooks = [
+            model.register_forward_pre_hook(self._see, with_kwargs=True),
+            model.get_output_embeddings().register_forward_hook(self._answer),
+        ]
+
+    def _see(self, model: Any, positional: Any, given: dict[str, Any]) -> None:
+        """Remember tokens and positions of the pass that begins, of its only row."""
+        self._tokens = given["input_ids"][0]
+        places = given.get("position_ids")
+        if places is None:
+            cache = given.get("past_key_values")
+            start = 0 if cache is None else cache.get_seq_length()
+            places = torch.arange(start, start + len(self._tokens), device=self._tokens.device)[None]
+        self._places = places[0]
+
+    def _answer(self, head: Any, hidden: Any, logits: Tensor) -> Tensor:
+        """Let the recorded next token win at the positions whose token is the recorded one."""
+        count = logits.shape[1]
+        tokens, places = self._tokens[-count:], self._places[-count:]
+        inside = places < len(self.text) - 1
+        places = places.clamp(max=max(len(self.text) - 2, 0))
+        right = (inside & (self.text[places] == tokens)).nonzero()[:, 0]
+        logits[0, right, self.text[places[right] + 1]] = SURE
+        return logits
+
+
+class Replayed:
+    """A system whose model writes the recorded output of each item; see `lookahead.bench.systems.System`."""
+
+    def __init__(self, system: systems.Here, replay: Replay, outputs: dict[tuple[int, ...], list[int]]) -> None:
+        self.name, self.settings = system.name, system.settings
+        self._system, self._replay, self._outputs = system, replay, outputs
+
+    def run(self, item: Item) -> systems.Answer:
+        recorded = self._outputs[(item.grammar is not None, *item.ids)]
+        self._replay.text = torch.tensor([*item.ids, *recorded], device=self._system.model.device)
+        answer = self._system.run(item)
+        if answer.tokens != recorded[: item.new]:
+            raise AssertionError(f"{self.name} did not write the recorded output")
+        return answer
+
+
+def items(options: argparse.Namespace) -> tuple[list[Item], dict[tuple[int, ...], list[int]]]:
+    """Return the texts of the requests, and the recorded outputs by whether there is a grammar and by prompt."""
+    tokenizer = load_tokenizer(options.tokenizer)
+    requests, _ = load(options.requests, tokenizer, options.workloads, options.each)
+    found: list[Item] = []
+    outputs: dict[tuple[int, ...], list[int]] = {}
+    for request in requests:
+        prompt = tuple(request.prompt.tolist()[-options.context :])
+        outputs[(False, *prompt)] = request.output.tolist()[: options.new]
+        found.append(Item(request.workload, prompt, len(outputs[(False, *prompt)]), ends=False))
+    return found + list(_constrained(options, tokenizer, outputs)), outputs
+
+
+def _constrained(options: argparse.Namespace, tokenizer: Any, outputs: dict[tuple[int, ...], list[int]]) -> Iterator[Item]:
+    """Yield the texts of the requests with a schema that compiles, under its grammar."""
+    try:
+        import constrained
+    except ImportError:  # jsonschema is not installed
+        return
+    for request in constrained.load(options.requests, tokenizer, options.workloads, options.each)[0]:
+        prompt = tuple(request.prompt.tolist()[-options.context :])
+        outputs[(True, *prompt)] = request.output.tolist()[: options.new]
+        new = len(outputs[(True, *prompt)])
+        yield Item(f"{request.workload} + schema", prompt, new, ends=False, grammar=request.grammar)
+
+
+def random_model(options: argparse.Namespace) -> Any:
+    """Return a model of random weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_bytes(Path(options.config).read_bytes())
+        config = AutoConfig.from_pretrained(folder)
+    torch.manual_seed(0)
+    with _default_dtype(getattr(torch, options.dtype)):
+        model = AutoModelForCausalLM.from_config(config).to(options.device).eval()
+    model.generation_config.pad_token_id = 0
+    return model
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def main() -> None:
+    options = parse()
+    torch.set_num_threads(options.threads)
+    texts, outputs = items(options)
+    model = random_model(options)
+    replay = Replay(model)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=load_tokenizer(options.tokenizer))
+    makers = [systems.plain, systems.ours, systems.prompt_lookup, systems.arctic, partial(systems.arctic, tree=False)]
+    contest = Contest(texts, [Replayed(make(model, tokenizer), replay, outputs) for make in makers], dict(LEFT_OUT))
+    with status("warming up …") as say:
+        contest.warm_up(say)
+        for _ in range(options.rounds):
+            contest.round(say)
+    scores = contest.scores()
+    text = f"{about(model, str(options.config), options.threads)}\n\n{markdown(scores)}"
+    print(text, end="")
+    if options.json:
+        options.json.write_text(json.dumps(as_json(scores), indent=1) + "\n")
+    if options.markdown:
+        options.markdown.write_text(text)
+    if options.plot:
+        plot(scores, about(model, str(options.config), options.threads), str(options.plot))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("requests", type=Path)
+    parser.add_argument("--tokenizer", type=Path, required=True, help="a tokenizer.json or its directory")
+    parser.add_argument("--config", type=Path, default=Path(__file__).parent / "llama-0.5b.json", help="a config.json")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workloads", nargs="+", default=[], help="default: all")
+    parser.add_argument("--each", type=int, default=6, help="requests of a workload")
+    parser.add_argument("--new", type=int, default=96, help="most tokens of an output")
+    parser.add_argument("--context", type=int, default=1024, help="most tokens of a prompt, its last ones")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    parser.add_argument("--markdown", type=Path, metavar="OUT")
+    parser.add_argument("--plot", type=Path, metavar="OUT")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
