@@ -37,7 +37,6 @@ from lookahead.bench.machine import about
 from lookahead.bench.scoreboard import as_json, markdown, plot
 from lookahead.bench.workloads import Item
 from lookahead.command import status
-from lookahead.grammar.grammar import Grammar
 
 SURE = 1e4  # a logit that wins whatever the others are
 LEFT_OUT = {
@@ -113,7 +112,9 @@ def items(options: argparse.Namespace) -> tuple[list[Item], dict[tuple[int, ...]
     return found + list(_constrained(options, tokenizer, outputs)), outputs
 
 
-def _constrained(options: argparse.Namespace, tokenizer: Any, outputs: dict[tuple[int, ...], list[int]]) -> Iterator[Item]:
+def _constrained(
+    options: argparse.Namespace, tokenizer: Any, outputs: dict[tuple[int, ...], list[int]]
+) -> Iterator[Item]:
     """Yield the texts of the requests with a schema that compiles, under its grammar."""
     try:
         import constrained

@@ -19,9 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -30,11 +28,12 @@ from typing import Any
 
 import torch
 from overhead import random_llama
-from tokenizers import Tokenizer
+from prompts import prompts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lookahead
-from lookahead import Budget, Grammar, Lookahead
+from lookahead import Budget, Lookahead
+from lookahead.bench.workloads import tasks_of
 from lookahead.compare import Comparison, Task, read_tasks
 
 FIXED = (0, 2, 4, 8, 12, 16, 24, 32, 48, 64)
@@ -106,26 +105,8 @@ def run(comparison: Comparison, index: int, options: dict[str, Any]) -> tuple[fl
 
 
 def made_tasks(count: int) -> list[Task]:
-    """Return `count` new prompts of each kind that the demo model was trained for."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-    from train_demo.corpus import load_corpus
-    from train_demo.tasks import Tasks
-
-    tokenizer, rng = Tokenizer.from_file(str(Path(lookahead.demo_path()) / "tokenizer.json")), random.Random(7)
-    maker, tasks = Tasks(load_corpus(), tokenizer, 400), []
-    for kind, make in (("edit", maker.edit), ("json", maker.json), ("continue", maker.code)):
-        while sum(task.kind == kind for task in tasks) < count:
-            example = make(rng, heldout=True)
-            prompt, answer = (len(tokenizer.encode(text).ids) for text in (example.prompt, example.answer))
-            if not (8 <= prompt <= 260 and answer >= 16):
-                continue
-            name, limit = f"{kind}-{len(tasks)}", 96 if kind == "continue" else min(max(answer + 20, 60), 160)
-            tasks.append(Task(name, kind, example.prompt, limit))
-            if kind == "json":
-                schema = json.loads(example.prompt.split("<schema>\n")[1].split("\n</schema>")[0])
-                grammar = Grammar.json_schema(schema)
-                tasks.append(Task(name, "json + schema", example.prompt, limit, grammar=grammar))
-    return tasks
+    """Return `count` new prompts of each kind that the demo model was trained for; those with a schema twice."""
+    return [task for i, one in enumerate(prompts(count)) for task in tasks_of(f"{one['workload']}-{i}", one)]
 
 
 def part_demo(rounds: int, numbers: tuple[int, ...], dtype: str, count: int = 0) -> dict[str, Any]:

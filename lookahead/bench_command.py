@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,10 +64,9 @@ def run(args: argparse.Namespace) -> int:
     with status("loading …") as say, quiet(), ExitStack() as stack:
         import torch
 
-        threads = torch.get_num_threads()
-        stack.callback(torch.set_num_threads, threads)
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(args.threads)
-        scores, about = _measure(args, Plan.of(args), stack, say)
+        scores, about = _measure(args, Plan.of(args), say)
     _write(args, scores, about)
     return DIFFERS if any(one["lookahead"].identical is False for one in scores.values()) else 0
 
@@ -75,9 +75,7 @@ def _files(given: Any) -> list[str]:
     return [] if given is None else [given] if isinstance(given, str) else list(given)
 
 
-def _measure(
-    args: argparse.Namespace, plan: Plan, stack: ExitStack, say: Say
-) -> tuple[dict[str, dict[str, Score]], str]:
+def _measure(args: argparse.Namespace, plan: Plan, say: Say) -> tuple[dict[str, dict[str, Score]], str]:
     """Return the scores, and the machine and versions in Markdown."""
     from lookahead.bench.machine import about
     from lookahead.bench.workloads import items_of, nothing_items
@@ -89,11 +87,12 @@ def _measure(
     tokenizer = checkpoint.tokenizer()
     items = items_of(_tasks(args, checkpoint, plan.each), tokenizer, config)
     model = load_model(args, checkpoint, config, device)
-    scores = _scores(args, plan, model, tokenizer, checkpoint.directory, items, say)
+    scores = Bench(args, plan, model, tokenizer, checkpoint.directory, say).scores(items)
     if not args.no_nothing:
         with random_model(config, model) as (untaught, directory):
             texts = nothing_items(config.vocab_size, min(plan.each, QUICK_EACH))
-            scores |= _scores(args, plan, untaught, tokenizer, directory, texts, say)
+            bench = Bench(args, plan, untaught, tokenizer, directory, say)
+            scores |= bench.scores(texts, alone="left out of --quick: it would start once more" if args.quick else "")
     return scores, about(model, args.model, args.threads)
 
 
@@ -111,52 +110,56 @@ def _tasks(args: argparse.Namespace, checkpoint: Any, each: int) -> list[Any]:
     return [task for kind in kinds for task in [one for one in tasks if one.kind == kind][:each]]
 
 
-def _scores(
-    args: argparse.Namespace,
-    plan: Plan,
-    model: Any,
-    tokenizer: Any,
-    directory: Path,
-    items: Sequence[Item],
-    say: Say,
-) -> dict[str, dict[str, Score]]:
-    """Return what came of a contest of all systems on `items`."""
-    with ExitStack() as stack:
-        contest = _contest(args, stack, model, tokenizer, directory, items, say)
-        contest.warm_up(say)
-        for number in range(plan.rounds):
-            begin = time.monotonic()
-            contest.round(lambda text, part, done=number: say(text, (done + part) / plan.rounds))  # type: ignore[misc]
-            if plan.until is not None and 2 * time.monotonic() - begin > plan.until:
-                break
-        return contest.scores()
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """All systems on one model.
 
+    Attributes:
+        directory: where its checkpoint lies.
+    """
 
-def _contest(
-    args: argparse.Namespace,
-    stack: ExitStack,
-    model: Any,
-    tokenizer: Any,
-    directory: Path,
-    items: Sequence[Item],
-    say: Say,
-) -> Contest:
-    from lookahead.bench import others, systems
-    from lookahead.bench.contest import Contest
+    args: argparse.Namespace
+    plan: Plan
+    model: Any
+    tokenizer: Any
+    directory: Path
+    say: Say
 
-    say("starting the other systems …")
-    options = {} if args.nodes is None else {"nodes": args.nodes}
-    here = [systems.plain(model, tokenizer), systems.ours(model, tokenizer, **options)]
-    absent: dict[str, str] = {}
-    here.append(systems.prompt_lookup(model, tokenizer))
-    for tree, name in ((True, systems.ARCTIC_TREE), (False, systems.ARCTIC_CHAIN)):
-        try:
-            here.append(systems.arctic(model, tokenizer, tree=tree))
-        except systems.CannotRun as error:
-            absent[name] = str(error)
-    dtype = str(model.dtype).removeprefix("torch.")
-    outside, missing = others.started(stack, Path(args.peers), directory, dtype=dtype, threads=args.threads)
-    return Contest(items, [*here, *outside], absent | missing)
+    def scores(self, items: Sequence[Item], *, alone: str = "") -> dict[str, dict[str, Score]]:
+        """Return what came of `items`; without the systems of other environments where there is a reason for that."""
+        with ExitStack() as stack:
+            contest = self._contest(stack, items, alone)
+            contest.warm_up(self.say)
+            for number in range(self.plan.rounds):
+                begin = time.monotonic()
+                contest.round(partial(self._say, number))
+                if self.plan.until is not None and 2 * time.monotonic() - begin > self.plan.until:
+                    break
+            return contest.scores()
+
+    def _say(self, rounds: int, text: str, part: float) -> None:
+        self.say(text, (rounds + part) / self.plan.rounds)
+
+    def _contest(self, stack: ExitStack, items: Sequence[Item], alone: str) -> Contest:
+        from lookahead.bench import others, systems
+        from lookahead.bench.contest import Contest
+
+        self.say("starting the other systems …")
+        model, tokenizer, args = self.model, self.tokenizer, self.args
+        options = {} if args.nodes is None else {"nodes": args.nodes}
+        here = [systems.plain(model, tokenizer), systems.ours(model, tokenizer, **options)]
+        here.append(systems.prompt_lookup(model, tokenizer))
+        absent: dict[str, str] = {}
+        for tree, name in ((True, systems.ARCTIC_TREE), (False, systems.ARCTIC_CHAIN)):
+            try:
+                here.append(systems.arctic(model, tokenizer, tree=tree))
+            except systems.CannotRun as error:
+                absent[name] = str(error)
+        if alone:
+            return Contest(items, here, absent | {peer.name: alone for peer in others.PEERS})
+        dtype = str(model.dtype).removeprefix("torch.")
+        outside, missing = others.started(stack, Path(args.peers), self.directory, dtype=dtype, threads=args.threads)
+        return Contest(items, [*here, *outside], absent | missing)
 
 
 @contextmanager

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Hashable
 from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -12,7 +15,7 @@ from lookahead.cost import CostCurve
 from lookahead.curves import Curves
 from lookahead.errors import InvalidArgument
 from lookahead.purse import ASKING, Purse
-from lookahead.recent import UsualRate
+from lookahead.recent import Slope, UsualRate
 from lookahead.switch import Switch
 from lookahead.trust import UsualTrust
 
@@ -20,6 +23,16 @@ MAX_NODES = 4096
 _Key = tuple[int, tuple[Hashable, str, str]]  # rows, and the kind of pass, device, model
 _SLOPE = {"cpu": 0.02}  # of a pass: what one more node in every row is assumed to cost, by device
 _SLOPE_ELSEWHERE = 0.002
+
+
+class _Usual(threading.local):
+    """The budgets of this thread by model, as long as there is the model."""
+
+    def __init__(self) -> None:
+        self.budgets: WeakKeyDictionary[Any, Budget] = WeakKeyDictionary()
+
+
+_USUAL = _Usual()
 
 
 class Budget:
@@ -54,6 +67,15 @@ class Budget:
         self._rates: dict[_Key, UsualRate] = {}
         self._trusts: dict[_Key, UsualTrust] = {}
         self._switches: dict[_Key, Switch] = {}
+        self._growths: dict[_Key, Slope] = {}
+
+    @classmethod
+    def usual(cls, model: Any) -> Budget:
+        """Return the budget that all `Lookahead` of a model share in this thread, unless they are given another.
+
+        What was learnt of a model by one call is known to the next, also where each makes a `Lookahead` of its own.
+        """
+        return _USUAL.budgets.setdefault(model, cls())
 
     @classmethod
     def of(cls, nodes: int) -> Budget:
@@ -64,7 +86,9 @@ class Budget:
         budget.fixed = True
         return budget
 
-    def begin(self, rows: int, kind: Hashable = (), *, device: str = "cpu", model: str = "") -> Purse:
+    def begin(
+        self, rows: int, kind: Hashable = (), *, device: str = "cpu", model: str = "", guided: bool = False
+    ) -> Purse:
         """Return what the batch of one call may spend.
 
         Args:
@@ -72,14 +96,16 @@ class Budget:
             kind: of its passes, as far as it matters for what they cost.
             device: the type of the device that the model runs on.
             model: names it, among the stored curves too.
+            guided: whether a grammar says what may be drafted.
         """
         key = rows, (kind, device, model)
         if key not in self._curves:
             self._curves[key] = self._new_curve(rows, device, model)
             self._rates[key], self._trusts[key] = UsualRate(), UsualTrust()
-            self._switches[key] = Switch(explore=ASKING * self.explore)
+            self._switches[key], self._growths[key] = Switch(explore=ASKING * self.explore), Slope()
         trust, rate = self._trusts[key].begin(), self._rates[key].begin()
-        return Purse(self, rows, self._curves[key], trust, rate, self._switches[key])
+        curve, growing, usual = self._curves[key], self._growths[key], self._switches[key]
+        return Purse(self, rows, curve, growing, trust, rate, usual, guided=guided)
 
     def _new_curve(self, rows: int, device: str, model: str) -> CostCurve:
         """Return a curve that starts from the stored one, or else from that of the nearest batch size, if any."""

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lookahead.budget import Budget
 from lookahead.check_prompts import Prompt
 from lookahead.engine import Lookahead
 from lookahead.errors import GrammarError, InvalidArgument, InvalidInput, UnsupportedArgument, UnsupportedModel
@@ -158,7 +157,6 @@ class Check:
         self.findings: list[Finding] = []
         self.speeds: list[Speed] = []
         self.skipped: list[str] = []
-        self._budget = Budget()  # shared: what a pass costs is no answer to remember
         ends = end_tokens(model, {})
         pad = getattr(tokenizer, "pad_token_id", None)
         self._pad = int(pad) if pad is not None and pad < vocabulary(model) else (ends or [0])[0]
@@ -251,7 +249,7 @@ class Check:
         except Exception as error:
             raise InvalidInput(f"plain generate() fails ({type(error).__name__}: {error}); mend that first") from error
         try:
-            Lookahead(self.model, self.tokenizer, budget=self._budget).generate(**given)
+            Lookahead(self.model, self.tokenizer).generate(**given)
         except (UnsupportedModel, UnsupportedArgument) as error:
             raise InvalidInput(str(error)) from error
 
@@ -369,7 +367,7 @@ class _Drafting:
         check, options = self._check, dict[str, Any]()
         match self._kind.drafts:
             case "auto":
-                options["budget"] = check._budget
+                pass
             case "fixed":
                 options["nodes"] = NODES
             case _:

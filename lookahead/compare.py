@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lookahead.budget import Budget
 from lookahead.engine import Lookahead
 from lookahead.errors import InvalidInput
 from lookahead.grammar.grammar import Grammar
@@ -153,8 +152,6 @@ class Comparison:
     def __init__(self, model: Any, tokenizer: Any, tasks: Sequence[Task], **options: Any) -> None:
         self.model, self.tokenizer, self.options = model, tokenizer, options
         self._ends = end_tokens(model, {})
-        if not {"nodes", "budget"} & options.keys():
-            self.options = options | {"budget": Budget()}  # what a pass costs is no answer to remember
         self.tasks, self._threads = list(tasks), torch.get_num_threads()
         self._inputs = [encode(tokenizer, task.prompt) for task in tasks]
         self._limits = [

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 SIZES, ASKING = 0.3, 0.4  # of what may be explored: passes of other sizes, and drafts which have not paid lately
 _HELD = 4.0  # passes over one node: what is saved up for passes of other sizes at most
 _FRESH, _SELDOM = 8, 32  # passes after which prices are computed anew; where nothing is chosen by them
-_CAUTION = 0.5  # of what a node has to bring is what it needs to be drafted: more may be found out in the meantime
+_EARNS, _GUIDED = 1.4, 1.0  # times its price is what a node has to bring: the best of many guesses is less than it
+# looks; what a grammar allows are few, and believed by what it forces
+_CAUTION = 0.7  # of that is what it needs to be drafted: more may be found out in the meantime
 _YOUNG = 32  # passes before which the curve changes with every one
 _IDLE = 4  # passes at rest of which but one is looked at
 
@@ -79,7 +81,18 @@ class Purse:
             included; None: any is.
     """
 
-    def __init__(self, budget: Budget, rows: int, curve: CostCurve, trust: Trust, rate: Rate, usual: Switch) -> None:
+    def __init__(
+        self,
+        budget: Budget,
+        rows: int,
+        curve: CostCurve,
+        growing: Slope,
+        trust: Trust,
+        rate: Rate,
+        usual: Switch,
+        *,
+        guided: bool = False,
+    ) -> None:
         self._budget, self._curve, self._trust, self._rate, self._usual = budget, curve, trust, rate, usual
         self._switches = [Switch(explore=ASKING * budget.explore) for _ in range(rows)]
         for switch in self._switches:
@@ -91,7 +104,8 @@ class Purse:
         self._turns = 0
         self._elapsed_s = 0.0  # since the switches were told of it
         self._base = Recent(RECENT)  # seconds of a step outside of its pass
-        self._growing, self._node_s = Slope(), 0.0
+        self._growing, self._node_s = growing, 0.0
+        self._earns = _GUIDED if guided else _EARNS
         self._last = Choice(0, "fixed", 0.0)
         self._explored_at = self._offered_at = -_FRESH
         self._explores_from = 0.0  # seconds that an exploring pass would have been worth
@@ -133,7 +147,7 @@ class Purse:
             return
         floors = np.empty(len(self._sizes), np.float32)
         floors[0] = 0.0
-        floors[1:] = _CAUTION * (self._hull + self._node_s) / (token_s * max(rows, 1))
+        floors[1:] = _CAUTION * self._earns * (self._hull + self._node_s) / (token_s * max(rows, 1))
         floors[1:] = self._trust.claims(floors[1:])
         self.floors = floors
 
@@ -172,7 +186,7 @@ class Purse:
     def _weighed(self, expected: Seconds, probes: int) -> Choice:
         """Return the choice among `len(expected)` numbers of nodes; `expected` are the tokens of each, for all rows."""
         seconds, known = self._with_probes(probes)[: len(expected)], self._known
-        nodes, token_s = _best(expected, seconds, self._base.median, self._rate.token_s if known else 0.0)
+        nodes, token_s = _best(expected, seconds, self._base.median, self._rate.token_s if known else 0.0, self._earns)
         why = "pays" if nodes else "none pays"
         other = self._explored(expected, seconds, nodes, token_s)
         if other is not None:
@@ -311,11 +325,12 @@ def _claimed(parents, weight, probe):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _best(expected, seconds, base_s, late_s):  # type: ignore[no-untyped-def]
+def _best(expected, seconds, base_s, late_s, earns):  # type: ignore[no-untyped-def]
     """Return how many nodes to run, and the seconds that a token is worth.
 
     A token is worth what it takes otherwise: half that is told by the best that this very step can do, half by what
-    passes did of late (the geometric mean), since neither alone is what the next passes will do.
+    passes did of late (the geometric mean), since neither alone is what the next passes will do. More nodes run where
+    they bring `earns` times what they cost.
     """
     best, own_s = 0, (seconds[0] + base_s) / expected[0]
     for n in range(1, len(expected)):
@@ -327,6 +342,7 @@ def _best(expected, seconds, base_s, late_s):  # type: ignore[no-untyped-def]
     token_s = np.sqrt(own_s * late_s) if late_s > 0.0 else own_s
     best = 0
     for n in range(1, len(expected)):
-        if token_s * (expected[n] - expected[best]) >= seconds[n] - seconds[best] and expected[n] > expected[best]:
+        more_s, dearer_s = token_s * (expected[n] - expected[best]), seconds[n] - seconds[best]
+        if more_s >= earns * dearer_s and expected[n] > expected[best]:
             best = n
     return best, token_s

@@ -111,6 +111,11 @@ def test_figures_are_written_as_asked(tmp_path: Path) -> None:
     assert "| **lookahead** | **4.00x (4.00–4.00)** | **4.00x (4.00–4.00)** |" in markdown(scores)
 
 
+def test_other_engines_are_judged_by_their_own_plain_decoding_too() -> None:
+    said = markdown(contest(Fake("vLLM", 1.0), Fake("vLLM n-gram", 0.25)).scores())
+    assert "| vLLM n-gram, against vLLM | 4.00x | 4.00x |" in said
+
+
 def test_outputs_that_differ_are_told() -> None:
     said = markdown(contest(Fake("odd", 1.0, tokens=[9])).scores())
     assert "Outputs that are not those of plain `generate()`:\n\n- odd, a: 2\n- odd, b: 1" in said

@@ -15,6 +15,8 @@ Scores = Mapping[str, Mapping[str, Score]]
 UNKNOWN = "–"
 COLOURS = {PLAIN: "#8c8c8c", OURS: "#0b6e4f"}
 OTHERS = ("#4c72b0", "#dd8452", "#8172b3", "#937860", "#da8bc3", "#64b5cd", "#ccb974")
+OWN = {"vLLM n-gram": "vLLM", "vLLM suffix": "vLLM"}
+"""Systems of another engine, and what plain decoding there is called."""
 FORMATS = (".png", ".svg")
 
 
@@ -38,7 +40,7 @@ def markdown(scores: Scores) -> str:
     """Return a table of each figure, workloads across; and who could not run, and why."""
     parts = [
         "Times as fast as plain `generate()` (in brackets the slowest and the fastest round):",
-        _table(scores, _speed),
+        "\n".join([_table(scores, _speed), *_against_their_own(scores)]),
         "Tokens per pass:",
         _table(scores, lambda score: _number(score.tokens_per_pass, "{:.2f}")),
         "Seconds, and memory of a call on top of what was held before it (MB):",
@@ -62,6 +64,17 @@ def _table(scores: Scores, cell: Any) -> str:
                 f"| {strong}{system}{strong} | " + " | ".join(f"{strong}{one}{strong}" for one in cells) + " |"
             )
     return "\n".join(lines)
+
+
+def _against_their_own(scores: Scores) -> list[str]:
+    """Return a row for each system of another engine: how fast it is against that engine's own plain decoding."""
+    lines = []
+    for name, own in OWN.items():
+        pairs = [(systems.get(own, Score()).seconds, systems.get(name, Score()).seconds) for systems in scores.values()]
+        cells = [f"{base / ours:.2f}x" if base and ours else UNKNOWN for base, ours in pairs]
+        if any(cell != UNKNOWN for cell in cells):
+            lines.append(f"| {name}, against {own} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def _names(scores: Scores) -> list[str]:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lookahead.bench.peak import Peak
 from lookahead.bench.workloads import Item
-from lookahead.budget import Budget
 from lookahead.drafter import Drafter
 from lookahead.engine import Lookahead
 from lookahead.pool.pool import Pool
@@ -153,18 +152,17 @@ def prompt_lookup(model: Any, tokenizer: Any, tokens: int = PROMPT_LOOKUP_TOKENS
 
 
 def ours(model: Any, tokenizer: Any, **options: Any) -> Here:
-    """`lookahead`, anew for every text, so that no answer is remembered; what a pass costs is no answer."""
-    shared = options if options.keys() & {"nodes", "budget"} else options | {"budget": Budget()}
+    """`lookahead`, anew for every text, so that no answer is remembered."""
     pools: dict[tuple[tuple[int, ...], ...], Pool] = {}
 
     def make(item: Item) -> Call:
         pool = None
         if item.before is not None:
             pool = pools.setdefault(item.before, Pool())
-            _fill(Lookahead(model, pool=pool, **shared), item, pool)
+            _fill(Lookahead(model, pool=pool, **options), item, pool)
 
         def call(given: dict[str, Any]) -> Tensor:
-            ids: Tensor = Lookahead(model, tokenizer, pool=pool, remember=None, **shared).generate(**given)
+            ids: Tensor = Lookahead(model, tokenizer, pool=pool, remember=None, **options).generate(**given)
             return ids
 
         return call

@@ -79,7 +79,7 @@ def read_prompts(file: str, default_new: int = 128) -> list[Task]:
     Raises:
         InvalidInput: the file cannot be read, or a line is none; the message names file and line.
     """
-    tasks = [task for where, entry in _entries(file) for task in _tasks(where, entry, default_new)]
+    tasks = [task for where, entry in _entries(file) for task in tasks_of(where, entry, default_new)]
     if not tasks:
         raise InvalidInput(f"--prompts {file}: there is nothing in it; {FIX}")
     return tasks
@@ -104,7 +104,8 @@ def _entries(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, entry
 
 
-def _tasks(where: str, entry: dict[str, Any], default_new: int) -> list[Task]:
+def tasks_of(where: str, entry: dict[str, Any], default_new: int = 128) -> list[Task]:
+    """Return the task of an entry, and that under its grammar where it has a schema; `where` names it."""
     kind, new, schema = (
         str(entry.get("workload", "prompts")),
         entry.get("max_new_tokens", default_new),
