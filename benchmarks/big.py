@@ -21,13 +21,13 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from recorded import load, load_tokenizer
+from recorded import BadInput, load, load_tokenizer
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -38,6 +38,7 @@ from lookahead.bench.scoreboard import as_json, markdown, plot
 from lookahead.bench.workloads import Item
 from lookahead.command import status
 
+SEARCHED = 8  # requests with a schema that are looked at for each that is taken
 SURE = 1e4  # a logit that wins whatever the others are
 LEFT_OUT = {
     "LookaheadDecoding (15, 5, 15)": "drafts from what the model answers to wrong text, which a replay does not have",
@@ -102,29 +103,22 @@ class Replayed:
 def items(options: argparse.Namespace) -> tuple[list[Item], dict[tuple[int, ...], list[int]]]:
     """Return the texts of the requests, and the recorded outputs by whether there is a grammar and by prompt."""
     tokenizer = load_tokenizer(options.tokenizer)
-    requests, _ = load(options.requests, tokenizer, options.workloads, options.each)
+    requests: list[Any] = list(load(options.requests, tokenizer, options.workloads, None)[0])
+    with suppress(ImportError, BadInput):  # jsonschema is not installed, or nothing has a schema
+        import constrained
+
+        requests += constrained.load(options.requests, tokenizer, options.workloads, SEARCHED * options.each)[0]
     found: list[Item] = []
     outputs: dict[tuple[int, ...], list[int]] = {}
     for request in requests:
-        prompt = tuple(request.prompt.tolist()[-options.context :])
-        outputs[(False, *prompt)] = request.output.tolist()[: options.new]
-        found.append(Item(request.workload, prompt, len(outputs[(False, *prompt)]), ends=False))
-    return found + list(_constrained(options, tokenizer, outputs)), outputs
-
-
-def _constrained(
-    options: argparse.Namespace, tokenizer: Any, outputs: dict[tuple[int, ...], list[int]]
-) -> Iterator[Item]:
-    """Yield the texts of the requests with a schema that compiles, under its grammar."""
-    try:
-        import constrained
-    except ImportError:  # jsonschema is not installed
-        return
-    for request in constrained.load(options.requests, tokenizer, options.workloads, options.each)[0]:
-        prompt = tuple(request.prompt.tolist()[-options.context :])
-        outputs[(True, *prompt)] = request.output.tolist()[: options.new]
-        new = len(outputs[(True, *prompt)])
-        yield Item(f"{request.workload} + schema", prompt, new, ends=False, grammar=request.grammar)
+        grammar, prompt = getattr(request, "grammar", None), tuple(request.prompt.tolist())
+        workload = request.workload if grammar is None else f"{request.workload} + schema"
+        if len(prompt) > options.context or sum(item.workload == workload for item in found) == options.each:
+            continue
+        text = request.output.tolist()[: options.new]
+        outputs[(grammar is not None, *prompt)] = text
+        found.append(Item(workload, prompt, len(text), ends=False, grammar=grammar))
+    return found, outputs
 
 
 def random_model(options: argparse.Namespace) -> Any:
@@ -157,9 +151,10 @@ def main() -> None:
     replay = Replay(model)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=load_tokenizer(options.tokenizer))
     makers = [systems.plain, systems.ours, systems.prompt_lookup, systems.arctic, partial(systems.arctic, tree=False)]
-    contest = Contest(texts, [Replayed(make(model, tokenizer), replay, outputs) for make in makers], dict(LEFT_OUT))
+    replayed = [Replayed(make(model, tokenizer), replay, outputs) for make in makers]
+    contest = Contest(texts, replayed, dict(LEFT_OUT))
     with status("warming up …") as say:
-        contest.warm_up(say)
+        Contest([texts[0], texts[-1]], replayed).warm_up(say, new=8)
         for _ in range(options.rounds):
             contest.round(say)
     scores = contest.scores()
@@ -183,7 +178,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workloads", nargs="+", default=[], help="default: all")
     parser.add_argument("--each", type=int, default=6, help="requests of a workload")
     parser.add_argument("--new", type=int, default=96, help="most tokens of an output")
-    parser.add_argument("--context", type=int, default=1024, help="most tokens of a prompt, its last ones")
+    parser.add_argument("--context", type=int, default=640, help="requests with longer prompts are left out")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, metavar="OUT")

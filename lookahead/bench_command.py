@@ -158,7 +158,8 @@ class Bench:
         if alone:
             return Contest(items, here, absent | {peer.name: alone for peer in others.PEERS})
         dtype = str(model.dtype).removeprefix("torch.")
-        outside, missing = others.started(stack, Path(args.peers), self.directory, dtype=dtype, threads=args.threads)
+        how = {"dtype": dtype, "threads": args.threads, "compiled": not args.quick}
+        outside, missing = others.started(stack, Path(args.peers), self.directory, **how)
         return Contest(items, [*here, *outside], absent | missing)
 
 

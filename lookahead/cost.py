@@ -3,7 +3,8 @@
 The curve is a sum of ramps between knots, plus terms in context and grammar masks, all with coefficients of zero or
 more: so it rises with everything, in straight pieces. It is fitted by least squares of relative errors (with the active
 set of Lawson and Hanson 1974) to the faster half of the last passes of each size, since what disturbs a pass slows it
-down. Where nothing has been measured yet it goes on with the slope before.
+down. Beyond the largest pass so far it rises by the geometric mean of its last slope and the one that is assumed: a
+jump where the machine takes another way to multiply says little of what lies behind it.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class CostCurve:
     ) -> None:
         if not (math.isfinite(slope) and slope >= 0):
             raise ValueError(f"slope={slope}; give a part of a pass, 0 or more")
-        self.passes = 0
+        self.passes = self._largest = 0
         self._measured = measured
         self._slope, self._known = slope, None if known is None else known(KNOTS)
         shape = (len(KNOTS) * _LENGTHS, _KEPT)
@@ -76,6 +77,7 @@ class CostCurve:
             return
         knot = _knot(nodes)
         self.passes += 1
+        self._largest = max(self._largest, nodes)
         self._counts[knot] += 1
         self._last[knot] = self.passes
         if self._counts[knot] > _OFTEN and self._counts[knot] % _EVERY:
@@ -131,6 +133,15 @@ class CostCurve:
             trust = np.concatenate([trust, 1.0 / (1.0 + np.array(self._counts))])
         if len(times):
             self._fit = _fit(rows, times, trust, self._slope)
+        if len(times) and self._known is None:
+            self._hope_beyond()
+
+    def _hope_beyond(self) -> None:
+        """Let the curve rise less steeply than at its end where it has not been, if that is steeper than assumed."""
+        beyond, width = np.flatnonzero(KNOTS[:-1] >= self._largest), np.diff(KNOTS)
+        assumed = self._slope * self._fit[0] * width[beyond]
+        ramps = self._fit[beyond + 1]
+        self._fit[beyond + 1] = np.where(ramps > assumed, np.sqrt(ramps * assumed), ramps)
 
 
 def _knot(nodes: int) -> int:

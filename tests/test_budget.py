@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -14,6 +18,7 @@ from machines import Machine, Price, Row, lost, speedup, whys
 from models import VOCAB, tiny
 from test_draft import drafts
 
+import lookahead
 from lookahead import Budget, InvalidArgument, Jacobi, Lookahead
 from lookahead.budget import MAX_NODES
 from lookahead.draft import Draft
@@ -431,3 +436,42 @@ def test_what_ran_for_nothing_is_charged_to_those_that_drafted() -> None:
         purse.observe(Spent(size, 100, 0, seconds, seconds, asking_s, (64, 0.0), {0: 1, 1: 1}), [])
     assert not purse.trusts(0)
     assert not purse.trusts(1)
+
+
+# -- whose it is ------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_has_one_budget_in_a_thread() -> None:
+    model, other = tiny("llama"), tiny("qwen3")
+    shared = Lookahead(model).budget
+    assert Lookahead(model).budget is shared
+    assert Lookahead(other).budget is not shared
+    own = Budget(most=8)
+    assert Lookahead(model, budget=own).budget is own
+    assert Lookahead(model, nodes=4).budget is not shared
+    found: list[Budget] = []
+    thread = threading.Thread(target=lambda: found.append(Lookahead(model).budget))
+    thread.start()
+    thread.join()
+    assert found[0] is not shared
+
+
+def test_a_budget_ends_with_its_model() -> None:
+    model = copy.deepcopy(tiny("llama"))
+    gone = weakref.ref(Lookahead(model).budget)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_what_is_learnt_is_known_to_the_next_lookahead() -> None:
+    model = copy.deepcopy(tiny("llama"))
+    ids = torch.arange(8, 20)[None]
+    for _ in range(2):
+        lookahead.generate(model, ids, max_new_tokens=12, do_sample=False)
+    (curve,) = Budget.usual(model)._curves.values()
+    assert curve.passes >= 2
+    first = Lookahead(model)
+    first.generate(ids, max_new_tokens=12, do_sample=False)
+    assert first.last is not None
+    assert first.last.passes[0].token_s > 0

@@ -28,5 +28,8 @@ def test_numbers_are_those_of_the_code() -> None:
     assert f"{purse.ASKING:.1f}% into drafts" in TEXT
     assert f"{purse.SIZES:.1f}% into passes" in TEXT
     assert f"less than {MARGIN} times its price" in TEXT
+    assert f"to bring {purse._EARNS} times what they cost" in TEXT
+    assert purse._GUIDED == 1.0
+    assert f"told {purse._CAUTION} of that" in TEXT
     assert (SPELLS["pool"], SPELLS["grammar"], SPELLS["jacobi"]) == (8, 8, 24)
     assert len(CODES) * EXPLORE + budget.explore * (purse.ASKING + purse.SIZES) == pytest.approx(budget.explore)

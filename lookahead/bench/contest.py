@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lookahead.bench.systems import PLAIN, Answer, CannotRun, System
@@ -65,13 +65,14 @@ class Contest:
     def workloads(self) -> list[str]:
         return list(dict.fromkeys(item.workload for item in self.items))
 
-    def warm_up(self, say: Say = lambda text, part: None) -> None:
-        """Run the first text of every workload by every system, untimed."""
+    def warm_up(self, say: Say = lambda text, part: None, *, new: int | None = None) -> None:
+        """Run the first text of every workload by every system, untimed; at most `new` tokens of it."""
         firsts = {item.workload: item for item in reversed(self.items)}
         for number, workload in enumerate(self.workloads):
             say("warming up", number / len(firsts))
+            first = firsts[workload]
             for system in self.systems:
-                self._run(system, firsts[workload])
+                self._run(system, first if new is None else replace(first, new=min(new, first.new)))
 
     def round(self, say: Say = lambda text, part: None) -> None:
         """Run every text once by every system."""

@@ -74,19 +74,27 @@ def interpreter(folder: Path, peer: Peer) -> Path:
 
 
 def started(
-    stack: ExitStack, folder: Path, model: Path, *, dtype: str, threads: int, peers: Sequence[Peer] = PEERS
+    stack: ExitStack,
+    folder: Path,
+    model: Path,
+    *,
+    dtype: str,
+    threads: int,
+    compiled: bool = True,
+    peers: Sequence[Peer] = PEERS,
 ) -> tuple[list[Started], dict[str, str]]:
     """Return the peers that start, and why the others do not; `stack` ends them.
 
     Args:
         folder: holds their environments.
         model: a checkpoint on the disk.
+        compiled: let those that compile the model do so, which takes a minute and more, but is how they come.
     """
     running, absent = [], {}
     for peer in peers:
         try:
             python = interpreter(folder, peer)
-            settings = {"model": str(model), "dtype": dtype, "threads": threads, **peer.settings}
+            settings = {"model": str(model), "dtype": dtype, "threads": threads, "compile": compiled, **peer.settings}
             running.append(Started(peer, stack.enter_context(Outside(python, HERE / peer.script, settings))))
         except (CannotRun, PeerFailed) as error:
             absent[peer.name] = str(error)
