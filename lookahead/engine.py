@@ -67,7 +67,7 @@ class Lookahead:
         nodes: drafted nodes that a row runs in a pass: "auto", as many as pay, see `Budget`; or always so many of the
             likeliest, as far as there are any. 0 is plain decoding. A window (`Jacobi`) runs rows beside them.
         budget: a `Budget` with settings, or one of its own; in place of `nodes`. Without either, what was learnt of a
-            model is shared by all its `Lookahead` in a thread, see `Budget.usual`.
+            model is shared by all its `Lookahead` in a thread that have the default drafter, see `Budget.usual`.
         pool: n-grams that outlive requests: a `Pool`, its directory (made if it is not there), or several of either,
             which are asked together.
         remember: what is added to the first pool when a request has ended: "output" (what was generated), "all" (the
@@ -113,7 +113,7 @@ class Lookahead:
             raise InvalidArgument("a pool belongs to the default drafter; give either drafter or pool")
         require_usable(model, prompt=1, longest=1)
         family = family_of(model)
-        self.model, self.tokenizer, self.budget = model, tokenizer, _budget(model, nodes, budget)
+        self.model, self.tokenizer, self.budget = model, tokenizer, _budget(model, nodes, budget, drafter)
         options: dict[str, Any] = {} if sources is None else {"sources": sources}
         self._memory = Memory(pool, tokenizer, remember)
         self.drafter = drafter or Grower(vocab_size=vocabulary(model), pools=self.pools, **options)
@@ -412,7 +412,7 @@ def _is_text(inputs: Any) -> bool:
     return isinstance(inputs, Tensor) and inputs.dim() == 2 and not inputs.is_floating_point()
 
 
-def _budget(model: Any, nodes: Any, budget: Any) -> Budget:
+def _budget(model: Any, nodes: Any, budget: Any, drafter: Drafter | None) -> Budget:
     if budget is None and not isinstance(nodes, str):
         return Budget.of(nodes)
     if nodes != "auto":
@@ -423,7 +423,7 @@ def _budget(model: Any, nodes: Any, budget: Any) -> Budget:
         )
     if budget is not None and not isinstance(budget, Budget):
         raise InvalidArgument(f"budget is a {type(budget).__name__}; give a lookahead.Budget")
-    return budget or Budget.usual(model)
+    return budget or (Budget.usual(model) if drafter is None else Budget())  # how far another is believed is its own
 
 
 def _is_known(streamer: Any) -> bool:

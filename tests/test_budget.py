@@ -449,6 +449,7 @@ def test_a_model_has_one_budget_in_a_thread() -> None:
     own = Budget(most=8)
     assert Lookahead(model, budget=own).budget is own
     assert Lookahead(model, nodes=4).budget is not shared
+    assert Lookahead(model, drafter=Adversary([[]], VOCAB)).budget is not shared
     found: list[Budget] = []
     thread = threading.Thread(target=lambda: found.append(Lookahead(model).budget))
     thread.start()

@@ -306,7 +306,7 @@ def test_a_terminal_sees_how_far_it_is(
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     _, err = written(capsys, ["calibrate", "--model", model_dir, "--most", "1"])
-    assert f"\rbatch size 1, round {ROUNDS} of {ROUNDS}: 2 nodes …" in err
+    assert f"% batch size 1, round {ROUNDS} of {ROUNDS}: 2 nodes …" in err
     assert err.split("\r")[-1] == ""  # the line is cleared
 
 
