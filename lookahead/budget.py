@@ -71,7 +71,7 @@ class Budget:
 
     @classmethod
     def usual(cls, model: Any) -> Budget:
-        """Return the budget that all `Lookahead` of a model share in this thread, unless they are given another or a drafter.
+        """Return the budget that all `Lookahead` of a model share in this thread, unless given another, or a drafter.
 
         What was learnt of a model by one call is known to the next, also where each makes a `Lookahead` of its own.
         """
