@@ -152,6 +152,18 @@ def test_systems_here_write_what_plain_writes() -> None:
         assert answer.seconds > 0
 
 
+def test_an_error_of_a_peer_is_a_reason_and_one_of_ours_is_heard() -> None:
+    def fails(given: dict[str, Any]) -> torch.Tensor:
+        raise ValueError("not with this model")
+
+    model = tiny("llama", "sdpa", "float32")
+    with pytest.raises(CannotRun, match="ValueError: not with this model"):
+        systems.Here("prompt lookup", model, None, lambda item: fails).run(ITEMS[0])
+    for name in (systems.PLAIN, systems.OURS):
+        with pytest.raises(ValueError, match="not with this model"):
+            systems.Here(name, model, None, lambda item: fails).run(ITEMS[0])
+
+
 def test_ours_remembers_only_what_came_before() -> None:
     model = tiny("llama", "sdpa", "float32")
     ids = tuple(range(8, 20))

@@ -19,7 +19,7 @@ from models import VOCAB, tiny
 from test_draft import drafts
 
 import lookahead
-from lookahead import Budget, InvalidArgument, Jacobi, Lookahead
+from lookahead import Budget, InvalidArgument, Jacobi, Lookahead, purse
 from lookahead.budget import MAX_NODES
 from lookahead.draft import Draft
 from lookahead.purse import Spent
@@ -476,3 +476,15 @@ def test_what_is_learnt_is_known_to_the_next_lookahead() -> None:
     first.generate(ids, max_new_tokens=12, do_sample=False)
     assert first.last is not None
     assert first.last.passes[0].token_s > 0
+
+
+def test_nodes_must_earn_more_than_they_cost_unless_a_grammar_is_sure() -> None:
+    expected, seconds = np.array([1.0, 1.25]), np.array([1.0, 1.2])  # a quarter of a token for a fifth of a pass
+    assert purse._best(expected, seconds, 0.0, 1.0, purse._GUIDED)[0] == 1
+    assert purse._best(expected, seconds, 0.0, 1.0, purse._EARNS)[0] == 0
+
+
+def test_what_drafting_takes_is_known_to_the_next_text() -> None:
+    budget = Budget()
+    assert budget.begin(1)._growing is budget.begin(1)._growing
+    assert budget.begin(1)._growing is not budget.begin(2)._growing

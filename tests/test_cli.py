@@ -690,3 +690,18 @@ def test_generate_drafts_from_a_pool_and_adds_to_it(tmp_path: Path, capsys: pyte
         assert kept.documents == 1
     assert main([*command[:-2], "--plain", "--pool", str(pool)]) == 2
     assert "--plain drafts nothing" in capsys.readouterr().err
+
+
+def test_a_terminal_sees_how_many_tokens_there_are(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ["generate", "--model", "demo", "--prompt", "def add(a, b):", "--max-new-tokens", "8", "--no-stream"]
+    assert main(argv) == 0
+    piped = capsys.readouterr()
+    assert piped.err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(argv) == 0
+    seen = capsys.readouterr()
+    assert seen.out == piped.out
+    assert "[####################] 100% 8 tokens of at most 8" in seen.err
+    assert seen.err.split("\r")[-1] == ""  # the line is cleared

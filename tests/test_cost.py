@@ -329,3 +329,18 @@ def test_one_slow_pass_leaves_hope() -> None:
     curve.add(33, 40.0, context=100)
     assert curve.hoped(33) < 3.0
     assert curve.hoped(33) <= float(curve.seconds(np.array([33]))[0]) * (1 + 1e-9)
+
+
+def test_a_jump_is_not_carried_on_to_where_the_curve_has_not_been() -> None:
+    """From 3 to 5 nodes another way to multiply may cost as much again, which says little of 65."""
+    curve = CostCurve(slope=0.02)
+    for _ in range(8):
+        for nodes, seconds in ((1, 0.08), (2, 0.085), (3, 0.09), (5, 0.16)):
+            curve.add(nodes, seconds)
+    at_5, at_65 = curve.seconds(np.array([5, 65]))
+    last = (0.16 - 0.09) / 2
+    assert at_5 == pytest.approx(0.16, rel=0.1)
+    assert 0.16 + 60 * 0.02 * 0.08 < at_65 < 0.16 + 60 * 0.5 * last
+    for _ in range(8):
+        curve.add(65, 1.5)
+    assert curve.seconds(np.array([65]))[0] == pytest.approx(1.5, rel=0.1)

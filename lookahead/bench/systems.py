@@ -89,7 +89,12 @@ class Here:
         with counted(self.model) as passes, Peak() as peak:
             synchronize(self.model)
             begin = time.perf_counter()
-            ids = call(self._arguments(item))  # a processor keeps the state of one text, and belongs to the call
+            try:
+                ids = call(self._arguments(item))  # a processor keeps the state of one text, and belongs to the call
+            except Exception as error:
+                if self.name in (PLAIN, OURS):
+                    raise
+                raise CannotRun(f"{type(error).__name__}: {error}") from error
             synchronize(self.model)
             seconds = time.perf_counter() - begin
         return Answer(ids[0, len(item.ids) :].tolist(), seconds, passes[0], peak.mb)
