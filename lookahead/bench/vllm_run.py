@@ -1,4 +1,4 @@
-"""Run vLLM on a CPU, prompt by prompt: plain, with its n-gram drafts, or with the suffix trees of Arctic Inference.
+"""Run vLLM on a CPU, prompt by prompt: plain, with its n-gram drafts, Arctic Inference's suffix trees, or our drafts.
 
 vLLM lives in an environment of its own and takes token ids; this file imports nothing of `lookahead`.
 `benchmarks/peers.sh vllm` makes that environment. It speaks the protocol of `serving.py`:
@@ -30,7 +30,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "ngram": {"draft": 8, "lookup": [2, 5]},
     "suffix": {"draft": 32, "kept": 0},
+    "lookahead": {"draft": 16},
 }
+OURS = "lookahead.integrations.vllm.LookaheadDrafter"
 ENGINE: dict[str, Any] = {"processes": False, "compile": False, "cache_gb": 1}
 JSON_STYLE = {
     "whitespace_flexible": False,
@@ -46,6 +48,8 @@ def drafts(settings: dict[str, Any]) -> dict[str, Any] | None:
     if settings["system"] == "plain":
         return None
     config = {"method": settings["system"], "num_speculative_tokens": settings["draft"]}
+    if settings["system"] == "lookahead":
+        return config | {"method": "custom_class", "model": OURS}
     if settings["system"] == "ngram":
         shortest, longest = settings["lookup"]
         return config | {"prompt_lookup_min": shortest, "prompt_lookup_max": longest}

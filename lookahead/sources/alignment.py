@@ -96,7 +96,7 @@ def ask_alignment(place, tokens, size, trials, evidence):  # type: ignore[no-unt
         j = row_or_closer(evidence, tokens[place[AT] + skip])
         if j < 0 or evidence.rows[j].cell > 0:
             continue
-        cell = _cell(place, skip)
+        cell = cell_of(place, skip)
         evidence.rows[j].cell = cell
         odds = log_odds(trials[cell, 0] / trials[cell, 1])
         if place[GAP] == 0:
@@ -108,7 +108,8 @@ def ask_alignment(place, tokens, size, trials, evidence):  # type: ignore[no-unt
 
 
 @inner
-def _cell(place, skip):  # type: ignore[no-untyped-def]
+def cell_of(place, skip):  # type: ignore[no-untyped-def]
+    """Return which trials tell how often the text goes on where the place is, `skip` tokens left out."""
     if place[GAP] == 0:
         run = place[RUN] // 2 if place[RUN] < 62 else 31
         return 1 + run + 32 * (place[ANCHOR] >= 0)

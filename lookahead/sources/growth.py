@@ -43,7 +43,7 @@ from lookahead.sources.race import ask_usual, known_ahead, learn_race, run_race
 from lookahead.sources.recycle import ask_recycled
 from lookahead.sources.tree import CURSOR, NODES, OFFSET, has_room_below, plant, suffix_of, take, wait
 
-_HOPELESS = np.float32(0.002)  # a miss of what is so unlikely teaches nothing
+HOPELESS = np.float32(0.002)  # a miss of what is so unlikely teaches nothing
 
 
 class Scratch(NamedTuple):
@@ -83,7 +83,7 @@ def grow(index, new, pooled, read, recycled, weights, tail, tree, scratch, floor
     node = 0
     while node >= 0:
         if has_room_below(tree, node):
-            _ask(index, pooled, recycled, weights, tail, tree, scratch, node)
+            ask(index, pooled, recycled, weights, tail, tree, scratch, node)
             _enqueue(weights, tree, scratch, node, floors, vocab_size)
         node = _next(index, tree, floors)
 
@@ -92,7 +92,7 @@ def grow(index, new, pooled, read, recycled, weights, tail, tree, scratch, floor
 @kernel
 def begin(index, new, pooled, read, recycled, weights, tail, tree, scratch):  # type: ignore[no-untyped-def]
     _take_in(index, new, pooled, read, tail, tree, scratch)
-    _ask(index, pooled, recycled, weights, tail, tree, scratch, 0)
+    ask(index, pooled, recycled, weights, tail, tree, scratch, 0)
 
 
 @kernel
@@ -102,13 +102,13 @@ def step(index, pooled, recycled, weights, tail, tree, scratch, node, floors, vo
         _enqueue(weights, tree, scratch, node, floors, vocab_size)
     node = _next(index, tree, floors)
     if node >= 0 and has_room_below(tree, node):
-        _ask(index, pooled, recycled, weights, tail, tree, scratch, node)
+        ask(index, pooled, recycled, weights, tail, tree, scratch, node)
     return node
 
 
 @kernel
 def ask_again(index, pooled, recycled, weights, tail, tree, scratch, node):  # type: ignore[no-untyped-def]
-    _ask(index, pooled, recycled, weights, tail, tree, scratch, node)
+    ask(index, pooled, recycled, weights, tail, tree, scratch, node)
 
 
 @kernel
@@ -124,7 +124,7 @@ def _take_in(index, new, pooled, read, tail, tree, scratch):  # type: ignore[no-
 
 
 @inner
-def _ask(index, pooled, recycled, weights, tail, tree, scratch, node):  # type: ignore[no-untyped-def]
+def ask(index, pooled, recycled, weights, tail, tree, scratch, node):  # type: ignore[no-untyped-def]
     """Collect what the sources say of the successors of `node`."""
     suffix, states, slots, evidence = scratch.suffix, scratch.states, scratch.slots, scratch.evidence
     length, place, size = suffix_of(tree, node, tail, suffix), tree.place[node], index.used[TOKENS]
@@ -152,7 +152,7 @@ def _ask(index, pooled, recycled, weights, tail, tree, scratch, node):  # type: 
 def _enqueue(weights, tree, scratch, node, floors, vocab_size):  # type: ignore[no-untyped-def]
     """Let the successors of `node` wait that are likely enough."""
     evidence, parent = scratch.evidence, tree.nodes[node]
-    _weigh_all(weights, tree, scratch, node)
+    weigh_all(weights, tree, scratch, node)
     floor, forced = floors[min(tree.used[NODES], floors.shape[0] - 1)], is_forced(evidence.guide)
     for j in range(evidence.size[0]):
         row = evidence.rows[j]
@@ -168,7 +168,7 @@ def _enqueue(weights, tree, scratch, node, floors, vocab_size):  # type: ignore[
 
 
 @inner
-def _weigh_all(weights, tree, scratch, node):  # type: ignore[no-untyped-def]
+def weigh_all(weights, tree, scratch, node):  # type: ignore[no-untyped-def]
     """Give all successors of `node` their weights; return how many of them the sources name, and where the noise is."""
     evidence, parent, alignment = scratch.evidence, tree.nodes[node], state_of(tree.place[node])
     named, forced = evidence.size[0], is_forced(evidence.guide)
@@ -176,7 +176,7 @@ def _weigh_all(weights, tree, scratch, node):  # type: ignore[no-untyped-def]
         row = evidence.rows[j]
         row.weight = 1.0
         if not forced:
-            row.weight = _weight(weights, evidence, j, node, parent, alignment, scratch.sets)
+            row.weight = weigh(weights, evidence, j, node, parent, alignment, scratch.sets)
         row.given = row.weight
     at = np.int64(-1) if forced else known_ahead(scratch.noise, parent.depth)
     if at >= 0:
@@ -195,7 +195,7 @@ def _moved(scratch, parent, token):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _weight(weights, evidence, j, node, parent, alignment, sets):  # type: ignore[no-untyped-def]
+def weigh(weights, evidence, j, node, parent, alignment, sets):  # type: ignore[no-untyped-def]
     """Return the chance that successor j of `node` is accepted if the node is."""
     row, x = evidence.rows[j], evidence.x[j]
     x[BIAS], x[BLEND] = 1.0, log_odds(row.blend)
@@ -244,7 +244,7 @@ def learn_from(index, pooled, recycled, weights, tail, tree, scratch, path, comm
     for a in range(min(path.shape[0], committed.shape[0])):
         node = nodes[path[a]]
         if node >= 0:
-            _ask(index, pooled, recycled, weights, tail, tree, scratch, node)
+            ask(index, pooled, recycled, weights, tail, tree, scratch, node)
             _learn_all(weights, tree, scratch, node, committed[a])
 
 
@@ -255,11 +255,11 @@ def _learn_all(weights, tree, scratch, node, token):  # type: ignore[no-untyped-
     tree.used[CURSOR], tree.used[OFFSET] = _moved(scratch, parent, token)
     if is_forced(evidence.guide):
         return
-    named, at = _weigh_all(weights, tree, scratch, node)
+    named, at = weigh_all(weights, tree, scratch, node)
     if at >= 0:
         learn_race(weights, evidence, token)
     for j in range(named):
         row, hit = evidence.rows[j], evidence.rows[j].token == token
-        if hit or row.given > _HOPELESS:
-            _weight(weights, evidence, j, node, parent, alignment, scratch.sets)
+        if hit or row.given > HOPELESS:
+            weigh(weights, evidence, j, node, parent, alignment, scratch.sets)
             learn(weights, evidence.x[j], scratch.sets, row.cell, hit)

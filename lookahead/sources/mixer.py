@@ -180,8 +180,14 @@ def learn(weights, x, sets, cell, hit):  # type: ignore[no-untyped-def]
     for k in range(SETS):
         adapt_all(weights.w[sets[k]], weights.energy[sets[k]], error, x, _RATE)
     if cell > 0:
-        trial = weights.trials[cell]
-        if trial[1] > _MEMORY:
-            trial[0], trial[1] = trial[0] * 0.5, trial[1] * 0.5
-        trial[0] += hit
-        trial[1] += 1
+        learn_trial(weights, cell, hit)
+
+
+@inner
+def learn_trial(weights, cell, hit):  # type: ignore[no-untyped-def]
+    """Count one more trial of what the alignment says."""
+    trial = weights.trials[cell]
+    if trial[1] > _MEMORY:
+        trial[0], trial[1] = trial[0] * 0.5, trial[1] * 0.5
+    trial[0] += hit
+    trial[1] += 1

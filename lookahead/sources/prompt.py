@@ -80,10 +80,14 @@ class Prompt:
         overlap = slice(max(0, seen - 64), seen)
         if len(context) < seen or context[overlap].tobytes() != index.tokens[overlap].tobytes():
             self._length, self.index, seen = len(context), _empty(len(context) + 512), 0
-        elif len(context) > len(index.tokens):
-            self.index = _enlarge(index, 2 * len(context))
+        self.reserve(len(context))
         self.index.used[PROMPT] = self._length
         return np.array(context[seen:], np.int32)
+
+    def reserve(self, length: int) -> None:
+        """Make room for a text of `length` tokens."""
+        if length > len(self.index.tokens):
+            self.index = _enlarge(self.index, 2 * length)
 
 
 def _empty(room: int) -> Index:
