@@ -14,7 +14,7 @@ EXPLORE = 0.01
 """Part of the time that drafting may take where it has not paid."""
 
 _SPELL = 8  # steps of such a trial
-_EVERY = 64  # steps after which half of the tokens run where it seems best to run none, or all
+_YOUNG, _OFTEN, _SELDOM = 64, 8, 64  # steps at first, and after how many of them another number of tokens runs
 _RECENT, _WAITED = 16, 8.0  # steps of late, and how many times their median is no step but a wait for requests
 
 
@@ -29,7 +29,7 @@ class Worth:
         self._curve = CostCurve(slope=slope)
         self._switch = Switch(explore=EXPLORE, spell=_SPELL)
         self._steps = Recent(_RECENT)
-        self._turns = 0
+        self._turns = self._tried = 0
 
     @property
     def drafts(self) -> bool:
@@ -72,8 +72,14 @@ class Worth:
         falling = np.sort(chances[there].astype(np.float64))[::-1]
         expected = rows + np.concatenate([[0.0], np.cumsum(falling)])
         best = int(np.argmax(expected / self._curve.seconds(rows + np.arange(len(expected)), context=context)))
-        if self._turns % _EVERY == 0 and best in (0, len(falling)):
-            best = (len(falling) + 1) // 2
+        if self._turns % (_OFTEN if self._turns <= _YOUNG else _SELDOM) == 0:
+            best = self._other(best, len(falling))
         least = falling[best - 1] if best else np.inf
         kept: NDArray[np.int64] = (there & (chances >= least)).sum(1)
         return kept
+
+    def _other(self, best: int, most: int) -> int:
+        """Return another number of tokens than seems best: of what has never run it is not known what it takes."""
+        self._tried += 1
+        others = [number for number in (0, (most + 1) // 2, most) if number != best]
+        return others[self._tried % len(others)] if others else best

@@ -21,6 +21,7 @@ def pytest_addoption(parser: Any) -> None:
         "--law-examples", type=int, default=LAW_EXAMPLES, metavar="N", help="random cases (default: %(default)s)"
     )
     group.addoption("--write-page", action="store_true", help="write the table of docs/families.md anew")
+    group.addoption("--vllm", metavar="PYTHON", help="of the environment with vLLM: run the tests inside of it too")
     group.addoption("--law-seed", type=int, default=None, metavar="S", help="draw other cases than the fixed ones")
 
 

@@ -57,16 +57,17 @@ class LookaheadDrafter:
         settings = settings_of(vllm_config.additional_config)
         model, most = vllm_config.model_config, vllm_config.speculative_config.num_speculative_tokens
         slope = _SLOPES.get(vllm_config.device_config.device_type, _SLOPE_ELSEWHERE)
+        pools = _opened(settings["pool"], model)
         self._chains = Chains(
             most,
-            pool=_opened(settings["pool"], model),
+            pool=pools,
             remember=settings["remember"],
             min_chance=settings["min_chance"],
             worth=Worth(slope=slope) if settings["budget"] == _AUTO else None,
             vocab_size=model.get_vocab_size(),
         )
         # A worker is told to end, not this object; what pools have not written would be lost.
-        self.close = Finalize(self, self._chains.close, exitpriority=1)
+        self.close = Finalize(self, _close, (self._chains, pools), exitpriority=1)
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Compile what drafts, before the first request waits for it."""
@@ -123,6 +124,12 @@ def _opened(paths: str | list[str] | None, model: Any) -> list[Pool]:
         return [Pool(some[0], tokenizer=tokenizer), *others]
     except PoolBusy:
         return [Pool(some[0], tokenizer=tokenizer, read_only=True), *others]
+
+
+def _close(chains: Chains, pools: list[Pool]) -> None:
+    chains.close()
+    for pool in pools:
+        pool.close()
 
 
 def _tokenizer(model: Any) -> Any:

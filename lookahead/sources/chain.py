@@ -34,7 +34,6 @@ LESSONS = 6
 
 COPIED = -1
 _LONG, _SURE = 16, 0.99  # tokens that were copied, and how often such a copy went on, for that
-_FAINT = np.float32(0.002)  # a chance by n-grams that is not worth weighing
 _COMPARED = 64  # last tokens of a text by which it is known again
 _ARRAYS = ("tokens", "slots", "successors", "used", "place")
 
@@ -315,8 +314,6 @@ def _weighed(tools, tree, lessons, s, node, vocab_size):  # type: ignore[no-unty
     evidence, token, most = scratch.evidence, np.int64(-1), np.float32(0.0)
     for j in range(evidence.size[0]):
         row = evidence.rows[j]
-        if row.cell == 0 and row.blend < _FAINT and row.pool_blend < _FAINT:
-            continue
         weight = weigh(tools.weights, evidence, j, node, parent, alignment, scratch.sets)
         if kept < LESSONS and weight > HOPELESS:
             _keep(evidence, j, scratch.sets, lessons, s, node, kept)
