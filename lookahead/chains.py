@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from threading import Timer
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ class Chains:
         remember: what is added, see `Lookahead`.
         min_chance: a chain ends where the chance that all of it is accepted falls below this.
         worth: says how far chains run; None: as far as `min_chance` says.
+        write_s: seconds after which what was added to the pool is on the disk; an engine may be killed.
         vocab_size: tokens at or above it are never drafted; None: no limit known.
 
     Raises:
@@ -61,6 +63,7 @@ class Chains:
         remember: Remember = "output",
         min_chance: float = 0.1,
         worth: Worth | None = None,
+        write_s: float = 5.0,
         vocab_size: int | None = None,
     ) -> None:
         if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= MOST:
@@ -80,6 +83,7 @@ class Chains:
         self._snapshot, self._version = combined(self._asked), 1
         self._rows.ask(len(self._snapshot.views))
         self._steps, self._looked = 0, -_LOOK
+        self._write_s, self._writing = write_s, Timer(0.0, self._memory.flush)
         self._ran: Lengths = np.zeros(0, np.int64)  # drafted tokens of each row in the last step
         self._ended = self._drafting_s = 0.0
 
@@ -142,9 +146,17 @@ class Chains:
         rows = self._rows
         for text in [*gone, *rows.grown(_CHUNK)]:
             self._recent.add(rows.show(text))
-        if self._memory.remember is not None:
+        if gone and self._memory.remember is not None:
             self._memory.add([rows.give(text) for text in gone])
+            self._write_soon()
         rows.forget()
+
+    def _write_soon(self) -> None:
+        """Let a thread of its own write the pool, unless one is about to."""
+        if not self._writing.is_alive():
+            self._writing = Timer(self._write_s, self._memory.flush)
+            self._writing.daemon = True
+            self._writing.start()
 
     def _look(self, begun: int) -> None:
         """See what the pools have got."""
@@ -162,6 +174,9 @@ class Chains:
 
     def close(self) -> None:
         """Give the pools what running requests wrote, and close those that were opened here."""
+        self._writing.cancel()
+        if self._writing.is_alive():
+            self._writing.join()
         if self._memory.remember is not None:
             self._memory.add([self._rows.give(text) for text in self._rows.running()])
         self._memory.close()

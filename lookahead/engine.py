@@ -189,7 +189,7 @@ class Lookahead:
 
         # Not by position: models of sounds call their inputs something else, and take both for the same.
         given = {} if inputs is None else {"inputs": inputs}
-        return self.model.generate(**given, custom_generate=call, **arguments)
+        return type(self.model).generate(self.model, **given, custom_generate=call, **arguments)
 
     def _obeying(self, grammar: Any, arguments: dict[str, Any]) -> GrammarProcessor:
         """Return the processor of `grammar=`; texts end as they do in the rest of the call."""

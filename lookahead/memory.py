@@ -74,6 +74,14 @@ class Memory:
         except PoolError as failure:
             self.remember, self._failure = None, failure
 
+    def flush(self) -> None:
+        """Write what was added; as with `add`, a pool that cannot be written costs no output."""
+        try:
+            if self.remember is not None:
+                self.pools[0].flush()
+        except PoolError as failure:
+            self.remember, self._failure = None, failure
+
     def check(self) -> None:
         """Raise, once, what kept earlier outputs from being added."""
         failure, self._failure = self._failure, None

@@ -192,6 +192,36 @@ def test_outputs_are_added_to_the_pool_when_requests_leave(tmp_path: Path) -> No
     assert pool.tokens == 32 + 4 + 2 + 3, "the last 32 tokens of the prompt, and what was generated"
 
 
+def test_outputs_are_written_soon(tmp_path: Path) -> None:
+    """Not only when something is closed: a server may be killed."""
+    chains = Chains(4, pool=tmp_path / "pool", write_s=0.0)
+    engine = Engine(chains)
+    reader = Pool.open(tmp_path / "pool", read_only=True)
+    engine.step({0: [1, 2, 3]}, [0])
+    engine.step({1: [4, 5]}, [1])
+    chains._writing.join()
+    reader.refresh()
+    assert reader.successors([2]) == {3: 1}
+    engine.step({0: [6]}, [0])
+    chains._writing.join()
+    reader.refresh()
+    assert reader.documents == 2
+    chains.close()
+
+
+def test_a_pool_that_cannot_be_written_costs_no_drafts(tmp_path: Path) -> None:
+    pool = Pool(tmp_path / "pool")
+    chains = Chains(4, pool=pool, write_s=0.0)
+    engine = Engine(chains)
+    engine.step({0: [1, 2, 3]}, [0])
+    pool.close()
+    engine.step({1: [4, 5, 4]}, [1])
+    (draft,) = engine.step({1: [5]}, [1])
+    assert draft[:1] == [4]
+    with pytest.raises(PoolError, match="is closed"):
+        chains.close()
+
+
 def test_a_request_that_comes_back_is_not_added_twice() -> None:
     pool = Pool()
     engine = Engine(Chains(4, pool=pool))

@@ -1,0 +1,1 @@
+"""Our drafts, pools and structured output inside other systems; each file needs the system that it is named after."""
