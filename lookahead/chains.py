@@ -164,9 +164,6 @@ class Chains:
         if self._steps - self._looked < (_SOON if begun else _LOOK):
             return
         self._looked = self._steps
-        for pool in self._memory.pools:
-            if pool.read_only:
-                pool.refresh()
         snapshot = combined(self._asked)
         if list(map(id, snapshot.runs)) != list(map(id, self._snapshot.runs)):
             self._snapshot, self._version = snapshot, self._version + 1

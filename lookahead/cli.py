@@ -45,7 +45,7 @@ DEMO_SECONDS = 70.0  # no round that would end later, counted from the start of 
 NOTHING_ASKED: tuple[list[str], ...] = (
     [],
     *([command] for command in ("generate", "json", "check", "calibrate", "explain", "report", "pool")),
-    *(["pool", action] for action in ("build", "add", "info", "prune")),
+    *(["pool", action] for action in ("build", "add", "info", "merge", "prune")),
 )
 
 

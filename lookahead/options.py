@@ -340,6 +340,10 @@ def _add_pool(parser: argparse.ArgumentParser) -> None:
     info.add_argument("directory", metavar="DIR", help="the pool")
     info.add_argument("--json", action="store_true", help="write it as JSON")
     info.add_argument("--verify", action="store_true", help="read every byte; without it, a sample of a large pool")
+    merge = actions.add_parser("merge", help="add the documents of other pools", allow_abbrev=False)
+    merge.description = "Add the documents of other pools to a pool; those that it holds already are not added again."
+    merge.add_argument("directory", metavar="DIR", help="the pool, made if it is not there")
+    merge.add_argument("others", nargs="+", metavar="OTHER", help="pools of the same tokenizer; they stay as they are")
     prune = actions.add_parser("prune", help="drop what is oldest, or damaged", allow_abbrev=False)
     prune.description = "Drop the oldest documents of a pool, or its damaged files, for good."
     prune.add_argument("directory", metavar="DIR", help="the pool")

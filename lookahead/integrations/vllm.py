@@ -1,7 +1,10 @@
 """Drafts for vLLM: what `speculative_config` names as a `custom_class`.
 
-    vllm serve MODEL --additional-config '{"lookahead": {"pool": "my-pool"}}' --speculative-config
-        '{"method": "custom_class", "model": "lookahead.integrations.vllm.LookaheadDrafter", "num_speculative_tokens": 16}'
+    LLM(
+        model,
+        speculative_config={"method": "custom_class", "model": DRAFTER, "num_speculative_tokens": 16},
+        additional_config={"lookahead": {"pool": "my-pool"}},
+    )
 
 vLLM verifies the drafts and picks the tokens; they make it faster or slower, and change nothing of what it writes.
 Written for vLLM 0.32, whose interface for such classes is experimental. It is loaded where the model runs, in the
@@ -20,6 +23,9 @@ from lookahead.draft import IntArray
 from lookahead.errors import InvalidArgument, PoolBusy
 from lookahead.pool.pool import Pool
 from lookahead.worth import Worth
+
+DRAFTER = "lookahead.integrations.vllm.LookaheadDrafter"
+"""How vLLM is told of it."""
 
 KEY = "lookahead"
 """What our settings are called in vLLM's `additional_config`."""

@@ -1,4 +1,4 @@
-"""What `lookahead pool build`, `add`, `info` and `prune` do."""
+"""What `lookahead pool build`, `add`, `info`, `merge` and `prune` do."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ STANDARD_INPUT = "-"
 def run(args: argparse.Namespace) -> int:
     """Run an action and return its exit code."""
     with _repairable(args.directory):
-        return {"build": build, "add": add, "info": info, "prune": prune}[args.action](args)
+        return {"build": build, "add": add, "info": info, "merge": merge, "prune": prune}[args.action](args)
 
 
 @contextmanager
@@ -223,6 +223,26 @@ def _described(args: argparse.Namespace, store: Store) -> str:
             ("damaged", damaged),
         ]
     )
+
+
+def merge(args: argparse.Namespace) -> int:
+    """Add the documents of other pools."""
+    from lookahead.pool.pool import Pool
+
+    if own := [other for other in args.others if os.path.realpath(other) == os.path.realpath(args.directory)]:
+        raise InvalidInput(f"{own[0]} is the pool itself; name other ones")
+    others = [Pool.open(other, read_only=True) for other in args.others]
+    with _opened(args.directory, make=True) as pool:
+        for path, other in zip(args.others, others, strict=True):
+            before, added = pool.tokens, pool.absorb(other)
+            known = f", {plural(other.documents - added, 'document')} known" if added < other.documents else ""
+            print(f"{path}: {plural(added, 'document')} added, {pool.tokens - before:,} tokens{known}")
+            other.close()
+        pool.flush()
+        pool.settle()
+        entries = [segment.entry for segment in pool.segments if segment.entry is not None]
+        print(f"{args.directory}: {holdings(pool.tokens, pool.documents, entries)}")
+    return 0
 
 
 def prune(args: argparse.Namespace) -> int:

@@ -118,18 +118,14 @@ def merge(runs: Sequence[Run], skip: int = 0) -> Run:
     Raises:
         ValueError: a run is damaged, and it shows.
     """
-    if not all(_adds_up(run) for run in runs):
-        raise ValueError("the lengths of the documents do not add up to the rows")
+    for run in runs:
+        _require_sound(run)
     lengths = np.concatenate([run.lengths for run in runs])
     names = np.concatenate([run.digests for run in runs])
     text = np.zeros(1 + int(lengths.astype(np.int64).sum()), np.int32)
     parts, at = [], 0
     for run in runs:
-        order = np.empty(len(run.back), np.int32)
-        damaged = _unpack(run, text, at, order, np.zeros((3, _LANES), np.int64))
-        if damaged:
-            raise ValueError("the rows do not lead back through the documents")
-        parts.append((order, np.asarray(run.lcp)))
+        parts.append((_unpacked(run, text, at), np.asarray(run.lcp)))
         at += len(run.back)
     if skip:
         gone = int(lengths[:skip].astype(np.int64).sum())
@@ -139,8 +135,30 @@ def merge(runs: Sequence[Run], skip: int = 0) -> Run:
     return _run(_merge_all(text, parts), lengths, names)
 
 
-def _adds_up(run: Run) -> bool:
-    return bool((run.lengths > 0).all()) and int(run.lengths.sum(dtype=np.int64)) == len(run.back)
+def documents(run: Run) -> list[IntArray]:
+    """Return the documents of `run`, oldest first.
+
+    Raises:
+        ValueError: it is damaged, and it shows.
+    """
+    _require_sound(run)
+    text = np.zeros(1 + len(run.back), np.int32)
+    _unpacked(run, text, 0)
+    ends = np.cumsum(run.lengths, dtype=np.int64)
+    return [text[end - length + 1 : end] - 1 for end, length in zip(ends.tolist(), run.lengths.tolist(), strict=True)]
+
+
+def _require_sound(run: Run) -> None:
+    if not (run.lengths > 0).all() or int(run.lengths.sum(dtype=np.int64)) != len(run.back):
+        raise ValueError("the lengths of the documents do not add up to the rows")
+
+
+def _unpacked(run: Run, text: IntArray, offset: int) -> IntArray:
+    """Write the documents of `run` to text[offset + 1:]; return the position of every row."""
+    order = np.empty(len(run.back), np.int32)
+    if _unpack(run, text, offset, order, np.zeros((3, _LANES), np.int64)):
+        raise ValueError("the rows do not lead back through the documents")
+    return order
 
 
 def _sort(text: IntArray, lengths: NDArray[np.uint32]) -> Sorted:

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lookahead.draft import IntArray
-from lookahead.errors import InvalidArgument, PoolError, PoolMismatch, PoolNotFound
+from lookahead.errors import InvalidArgument, PoolDamaged, PoolError, PoolMismatch, PoolNotFound
 from lookahead.pool.files import TEMPORARY
 from lookahead.pool.fingerprint import fingerprint
+from lookahead.pool.index import documents
 from lookahead.pool.lock import HOLDER, LOCK
 from lookahead.pool.manifest import FILE
 from lookahead.pool.search import interval, longest, views
@@ -53,7 +54,7 @@ class Pool:
             or `LIMIT`.
         max_bytes: a second limit, of the size of all segments.
         live_tokens: how many may be in memory, not yet written.
-        read_only: open beside a writer, and add nothing.
+        read_only: open beside a writer, and add nothing; what the writer commits is seen when a request begins.
         damaged: what to do about a damaged file: "raise", or "skip" to use the rest; see `problems`.
 
     Raises:
@@ -87,6 +88,7 @@ class Pool:
             raise InvalidArgument("a pool in memory cannot be read-only: it would stay empty; give a path")
         self.path = None if path is None else Path(path)
         self.read_only = read_only
+        self._unread: PoolError | None = None
         self._store = None if self.path is None else _open(self.path, read_only, damaged)
         try:
             settings = self.settings
@@ -155,8 +157,9 @@ class Pool:
 
     @property
     def problems(self) -> tuple[PoolError, ...]:
-        """What was left out because it is damaged (`damaged="skip"`)."""
-        return () if self._store is None else self._store.problems
+        """What was left out because it is damaged (`damaged="skip"`), and why what is newer cannot be read."""
+        left_out = () if self._store is None else self._store.problems
+        return left_out if self._unread is None else (*left_out, self._unread)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -169,13 +172,14 @@ class Pool:
         Raises:
             PoolMismatch: it is of another one.
         """
-        if tokenizer is None:
-            return
-        mark = fingerprint(tokenizer)
+        if tokenizer is not None:
+            self._require_mark(fingerprint(tokenizer), "this one has")
+
+    def _require_mark(self, mark: str, whose: str) -> None:
         if self._tokenizer is not None and mark != self._tokenizer:
             raise PoolMismatch(
-                f"the pool {self._name} is of another tokenizer (fingerprint {self._tokenizer}, this one "
-                f"has {mark}); build one for this tokenizer in a directory of its own"
+                f"the pool {self._name} is of another tokenizer (fingerprint {self._tokenizer}, {whose} {mark}); "
+                "build one for this tokenizer in a directory of its own"
             )
         self._tokenizer = mark
         self._shelf.keep_setting("tokenizer", mark)
@@ -206,6 +210,30 @@ class Pool:
         elif not isinstance(digest, int) or not 0 <= digest < 1 << 64:
             raise InvalidArgument(f"digest={digest!r}; give 64 bits as a whole number")
         return self._shelf.add(document, digest)
+
+    def absorb(self, other: Pool) -> int:
+        """Add the documents of another pool, oldest first, that are not here yet; return how many these were.
+
+        Raises:
+            PoolError: the pool is read-only or closed.
+            PoolMismatch: the other one is of another tokenizer.
+            PoolDamaged: the other one is damaged; what stands before that was added.
+            InvalidArgument: not a pool, or this one.
+        """
+        if not isinstance(other, Pool) or other is self:
+            what = "this pool itself" if other is self else f"a {type(other).__name__}"
+            raise InvalidArgument(f"absorb() was given {what}; give another lookahead.Pool")
+        if other._tokenizer is not None:
+            self._require_mark(other._tokenizer, f"{other._name} has")
+        added = 0
+        for run in other.snapshot().runs:
+            try:
+                texts = documents(run)
+            except ValueError as error:
+                raise PoolDamaged(f"{other._name}: {error}") from error
+            for text, digest in zip(texts, run.digests.tolist(), strict=True):
+                added += self.add(text, digest=digest or None)
+        return added
 
     def flush(self) -> None:
         """Write what was added; when this returns, it is on the disk. Merging may still go on."""
@@ -243,7 +271,16 @@ class Pool:
     # Asking.
 
     def snapshot(self) -> Snapshot:
-        """Return all that can be drafted from now, newly added documents included."""
+        """Return all that can be drafted from now, newly added documents included.
+
+        A read-only pool looks first whether its writer has committed something. What cannot be read leaves it as it
+        was, for drafts are no reason to stop; `problems` then says what it is, and `refresh` raises it.
+        """
+        if self.read_only:
+            try:
+                self.refresh()
+            except PoolError as problem:
+                self._unread = problem
         return self._shelf.snapshot()
 
     def longest_match(self, context: ArrayLike) -> int:
@@ -271,8 +308,16 @@ class Pool:
         return counts
 
     def refresh(self) -> bool:
-        """Take over what the writer of a read-only pool committed since; return whether there was anything."""
-        return self._shelf.refresh()
+        """Take over what the writer of a read-only pool committed since; return whether there was anything.
+
+        Called by itself when a request begins; 3 µs where there is nothing new.
+
+        Raises:
+            PoolDamaged, PoolTooNew: that cannot be read; what was open stays open.
+        """
+        changed = self._shelf.refresh()
+        self._unread = None
+        return changed
 
     def verify(self) -> None:
         """Read every byte from the disk and compare checksums.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -74,6 +75,15 @@ def manifest_bytes(directory: Path) -> bytes | None:
         return (directory / manifest.FILE).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def manifest_mark(directory: Path) -> tuple[int, ...] | None:
+    """Return what tells one manifest from the next without reading it: each is a new file. None when there is none."""
+    try:
+        found = os.stat(directory / manifest.FILE)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def check(segments: Iterable[tuple[ArrayFile, Sequence[int] | None]]) -> dict[str, PoolDamaged]:

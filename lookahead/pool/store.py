@@ -65,6 +65,7 @@ class Store:
         self._view = view
         self._lock = lock
         self._skip = skip
+        self._mark: tuple[int, ...] | None = None  # of the manifest that was last read, None: not known
         self._closed = False
 
     @classmethod
@@ -168,12 +169,16 @@ class Store:
             PoolDamaged: what is new is damaged; what was open stays open.
         """
         self._require_open()
+        mark = snapshot.manifest_mark(self.path)
+        if mark is not None and mark == self._mark:
+            return False
         raw = snapshot.manifest_bytes(self.path)
         if raw == self._view.raw:
+            self._mark = mark
             return False
         view = snapshot.take(self.path, skip=self._skip, known=self._view.segments)
         changed = view.raw != self._view.raw
-        self._view = view
+        self._view, self._mark = view, mark if view.raw == raw else None
         return changed
 
     def verify(self, entry: Entry | None = None) -> None:
