@@ -310,7 +310,7 @@ class Pool:
     def refresh(self) -> bool:
         """Take over what the writer of a read-only pool committed since; return whether there was anything.
 
-        Called by itself when a request begins; 3 µs where there is nothing new.
+        Called by itself when a request begins; some 10 µs where there is nothing new.
 
         Raises:
             PoolDamaged, PoolTooNew: that cannot be read; what was open stays open.
