@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from threading import Timer
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lookahead.draft import IntArray
 from lookahead.errors import InvalidArgument
+from lookahead.later import Later
 from lookahead.memory import Memory, PoolLike, Remember
 from lookahead.pool.pool import Pool, combined
 from lookahead.sources.chain import Batch, Drafts, Tools, draft, empty_room
@@ -43,7 +44,8 @@ class Chains:
         remember: what is added, see `Lookahead`.
         min_chance: a chain ends where the chance that all of it is accepted falls below this.
         worth: says how far chains run; None: as far as `min_chance` says.
-        write_s: seconds after which what was added to the pool is on the disk; an engine may be killed.
+        write_s: seconds after which what was generated is on the disk, also where no further step is made: an engine
+            may be killed.
         vocab_size: tokens at or above it are never drafted; None: no limit known.
 
     Raises:
@@ -83,7 +85,8 @@ class Chains:
         self._snapshot, self._version = combined(self._asked), 1
         self._rows.ask(len(self._snapshot.views))
         self._steps, self._looked = 0, -_LOOK
-        self._write_s, self._writing = write_s, Timer(0.0, self._memory.flush)
+        self._writing = Later(write_s, self.write)
+        self._lock = Lock()  # held while texts are looked at
         self._ran: Lengths = np.zeros(0, np.int64)  # drafted tokens of each row in the last step
         self._ended = self._drafting_s = 0.0
 
@@ -95,6 +98,13 @@ class Chains:
             lengths: [B] tokens of each text.
             new: [B] how many of them were generated in the last step; a row without any is not drafted for.
         """
+        with self._lock:
+            drafts = self._propose(tokens, lengths, new)
+        if self._memory.remember is not None:
+            self._writing.ask()
+        return drafts
+
+    def _propose(self, tokens: IntArray, lengths: NDArray[Any], new: Sequence[int]) -> list[list[int]]:
         began, count = time.perf_counter(), len(new)
         generated, there = np.array(new, np.int64), np.array(lengths[:count], np.int64)
         rows = np.ascontiguousarray(tokens[:count], np.int32)
@@ -148,15 +158,19 @@ class Chains:
             self._recent.add(rows.show(text))
         if gone and self._memory.remember is not None:
             self._memory.add([rows.give(text) for text in gone])
-            self._write_soon()
         rows.forget()
 
-    def _write_soon(self) -> None:
-        """Let a thread of its own write the pool, unless one is about to."""
-        if not self._writing.is_alive():
-            self._writing = Timer(self._write_s, self._memory.flush)
-            self._writing.daemon = True
-            self._writing.start()
+    def write(self) -> bool:
+        """Let the pool be written; where no step was made of late, with what is there of the requests of the last one.
+
+        Returns whether there was one. Done by itself, in a thread of its own.
+        """
+        with self._lock:
+            idle = time.perf_counter() - self._ended >= self._writing.seconds
+            if idle:
+                self._memory.add([self._rows.give(text) for text in self._rows.running()])
+        self._memory.flush()
+        return not idle
 
     def _look(self, begun: int) -> None:
         """See what the pools have got."""
@@ -171,10 +185,8 @@ class Chains:
 
     def close(self) -> None:
         """Give the pools what running requests wrote, and close those that were opened here."""
-        self._writing.cancel()
-        if self._writing.is_alive():
-            self._writing.join()
-        if self._memory.remember is not None:
+        self._writing.stop()
+        with self._lock:
             self._memory.add([self._rows.give(text) for text in self._rows.running()])
         self._memory.close()
 

@@ -12,7 +12,7 @@ from lookahead.pool.sort import DEPTH
 from lookahead.sources.chain import Texts, empty_texts, match, note
 from lookahead.sources.prompt import PROMPT, Prompt
 
-KEPT = 32
+KEPT = 8
 """Texts that are kept of requests which are not in the batch: they may have been put off."""
 
 _FIRST = 8  # places for texts to begin with

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from lookahead.chains import MOST, Chains
 from lookahead.errors import InvalidArgument, PoolError
 from lookahead.grow import Grower
 from lookahead.integrations.vllm import LookaheadDrafter, settings_of
+from lookahead.later import Later
 from lookahead.pool.pool import Pool
 from lookahead.sources.chain import COPIED
 from lookahead.sources.growth import HOPELESS
@@ -192,26 +194,58 @@ def test_outputs_are_added_to_the_pool_when_requests_leave(tmp_path: Path) -> No
     assert pool.tokens == 32 + 4 + 2 + 3, "the last 32 tokens of the prompt, and what was generated"
 
 
-def test_outputs_are_written_soon(tmp_path: Path) -> None:
-    """Not only when something is closed: a server may be killed."""
-    chains = Chains(4, pool=tmp_path / "pool", write_s=0.0)
+def test_outputs_are_written_while_there_are_steps_and_after_the_last_one(tmp_path: Path) -> None:
+    """A server may be killed, and it asks for no drafts when nobody asks it."""
+    chains = Chains(4, pool=tmp_path / "pool", write_s=1000.0)
     engine = Engine(chains)
     reader = Pool.open(tmp_path / "pool", read_only=True)
     engine.step({0: [1, 2, 3]}, [0])
     engine.step({1: [4, 5]}, [1])
-    chains._writing.join()
-    reader.refresh()
+    assert chains.write(), "there was a step of late: it is to be done again"
     assert reader.successors([2]) == {3: 1}
-    engine.step({0: [6]}, [0])
-    chains._writing.join()
-    reader.refresh()
-    assert reader.documents == 2
+    assert reader.longest_match([4]) == 0
+    chains._writing.seconds = 0.0
+    assert not chains.write()
+    assert reader.successors([4]) == {5: 1}
+    engine.step({1: [6]}, [1])
     chains.close()
+    assert reader.successors([5]) == {6: 1}
+    assert reader.documents == 3, "nothing twice"
+
+
+def test_writing_needs_nobody_to_ask(tmp_path: Path) -> None:
+    done = Event()
+    chains = Chains(4, pool=tmp_path / "pool", write_s=0.0)
+    real = chains._memory.flush
+    chains._memory.flush = lambda: (real(), done.set())  # type: ignore[method-assign, assignment, return-value]
+    Engine(chains).step({0: [1, 2, 3]}, [0])
+    assert done.wait(60.0)
+    assert Pool.open(tmp_path / "pool", read_only=True).documents == 1
+    chains.close()
+
+
+def test_what_is_asked_for_is_done_once_and_again_where_it_says_so() -> None:
+    turns, gate, done = [True, True, False], Event(), Event()
+
+    def act() -> bool:
+        gate.wait(60.0)
+        again = turns.pop(0)
+        if not turns:
+            done.set()
+        return again
+
+    later = Later(0.0, act)
+    later.ask()
+    gate.set()
+    assert done.wait(60.0)
+    later.stop()
+    later.ask()
+    assert turns == []
 
 
 def test_a_pool_that_cannot_be_written_costs_no_drafts(tmp_path: Path) -> None:
     pool = Pool(tmp_path / "pool")
-    chains = Chains(4, pool=pool, write_s=0.0)
+    chains = Chains(4, pool=pool, write_s=1000.0)
     engine = Engine(chains)
     engine.step({0: [1, 2, 3]}, [0])
     pool.close()

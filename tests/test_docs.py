@@ -51,6 +51,9 @@ FILES = {
 }
 """Files that commands of pages read; beside them there are path/to/model, data.jsonl.gz and trace.jsonl."""
 
+NEEDS = {"ray.md": "ray", "vllm.md": "vllm"}
+"""What the programs of some pages need beside this package; those of vllm.md run in `tests/test_vllm.py` too."""
+
 REDUCED: dict[str, tuple[str, ...]] = {
     "demo": ("--model", "path/to/model", "--rounds", "1", "--threads", "1"),
     "bench": ("--model", "path/to/model", "--rounds", "1", "--each", "1", "--no-nothing", "--threads", "1"),
@@ -148,6 +151,8 @@ def prepared(model: Any, tokenizer: Any) -> dict[str, Any]:
 
 @of_kind("python")
 def test_programs_run(page: Path, demo: tuple[Any, Any], place: Path) -> None:
+    if page.name in NEEDS:
+        pytest.importorskip(NEEDS[page.name])
     names = prepared(*demo)
     try:
         for block in blocks(page):
@@ -261,6 +266,7 @@ class Pipeline:
         parser = argparse.ArgumentParser(exit_on_error=False)
         parser.add_argument("-c", type=Path)
         parser.add_argument("-e")
+        parser.add_argument("--no-deps", action="store_true")
         parser.add_argument("package", nargs="?", default="")
         given = parser.parse_args(self._after(arguments, "install"))
         project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Callable
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ SCHEMA = {
     "required": ["name", "counts"],
     "additionalProperties": False,
 }
-Run = Callable[..., dict[str, Any]]
+Run = Any
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         assert done.returncode == 0, done.stderr[-4000:]
         return dict(json.loads(done.stdout))
 
+    generate.kernels = kernels  # type: ignore[attr-defined]
     return generate
 
 
@@ -90,6 +91,26 @@ def test_a_second_run_drafts_from_the_pool_of_the_first(run: Run, tmp_path: Path
     first, second = (run(some, "lookahead", processes=True, lookahead=settings) for _ in range(2))
     assert first["tokens"] == second["tokens"]
     assert second["steps"] < first["steps"]
+
+
+def test_the_program_of_the_page_runs(request: pytest.FixtureRequest, run: Run, tmp_path: Path) -> None:
+    """As it stands in docs/vllm.md, with the bundled model."""
+    page = (ROOT / "docs" / "vllm.md").read_text("utf-8")
+    (program,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    program = program.replace('"path/to/model",', f'"{lookahead.demo_path()}", enforce_eager=True,')
+    (tmp_path / "page.py").write_text(f'if __name__ == "__main__":\n{textwrap.indent(program, "    ")}')
+    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "NUMBA_CACHE_DIR": run.kernels}
+    done = subprocess.run(
+        [request.config.getoption("--vllm"), "page.py"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "import" in done.stdout.splitlines()[-1] or "import" in done.stdout
+    assert (tmp_path / "my-pool" / "manifest.json").is_file()
 
 
 def test_a_bad_setting_is_named(request: pytest.FixtureRequest, run: Run) -> None:
