@@ -272,7 +272,7 @@ def _grow(index, pooled, tools, tail, tree, lessons, s, most, least, vocab_size)
     while node < most:
         token, weight = _copied(index, tools, tree, lessons, s, node)
         if token < 0:
-            ask(index, pooled, tools.recycled, tools.weights, tail, tree, tools.scratch, node)
+            ask(index, pooled, tools.recycled, tools.weights, tail, tree, tools.scratch, node, False)
             token, weight = _weighed(tools, tree, lessons, s, node, vocab_size)
         if token < 0 or token >= vocab_size or tree.nodes[node].chance * weight < least:
             break

@@ -83,7 +83,7 @@ def grow(index, new, pooled, read, recycled, weights, tail, tree, scratch, floor
     node = 0
     while node >= 0:
         if has_room_below(tree, node):
-            ask(index, pooled, recycled, weights, tail, tree, scratch, node)
+            ask(index, pooled, recycled, weights, tail, tree, scratch, node, node == 0)
             _enqueue(weights, tree, scratch, node, floors, vocab_size)
         node = _next(index, tree, floors)
 
@@ -92,7 +92,7 @@ def grow(index, new, pooled, read, recycled, weights, tail, tree, scratch, floor
 @kernel
 def begin(index, new, pooled, read, recycled, weights, tail, tree, scratch):  # type: ignore[no-untyped-def]
     _take_in(index, new, pooled, read, tail, tree, scratch)
-    ask(index, pooled, recycled, weights, tail, tree, scratch, 0)
+    ask(index, pooled, recycled, weights, tail, tree, scratch, 0, True)
 
 
 @kernel
@@ -102,13 +102,13 @@ def step(index, pooled, recycled, weights, tail, tree, scratch, node, floors, vo
         _enqueue(weights, tree, scratch, node, floors, vocab_size)
     node = _next(index, tree, floors)
     if node >= 0 and has_room_below(tree, node):
-        ask(index, pooled, recycled, weights, tail, tree, scratch, node)
+        ask(index, pooled, recycled, weights, tail, tree, scratch, node, node == 0)
     return node
 
 
 @kernel
 def ask_again(index, pooled, recycled, weights, tail, tree, scratch, node):  # type: ignore[no-untyped-def]
-    ask(index, pooled, recycled, weights, tail, tree, scratch, node)
+    ask(index, pooled, recycled, weights, tail, tree, scratch, node, node == 0)
 
 
 @kernel
@@ -124,8 +124,12 @@ def _take_in(index, new, pooled, read, tail, tree, scratch):  # type: ignore[no-
 
 
 @inner
-def ask(index, pooled, recycled, weights, tail, tree, scratch, node):  # type: ignore[no-untyped-def]
-    """Collect what the sources say of the successors of `node`."""
+def ask(index, pooled, recycled, weights, tail, tree, scratch, node, names_all):  # type: ignore[no-untyped-def]
+    """Collect what the sources say of the successors of `node`.
+
+    Args:
+        names_all: whether the empty context, too, names tokens that no longer one knows.
+    """
     suffix, states, slots, evidence = scratch.suffix, scratch.states, scratch.slots, scratch.evidence
     length, place, size = suffix_of(tree, node, tail, suffix), tree.place[node], index.used[TOKENS]
     clear(evidence)
@@ -137,7 +141,7 @@ def ask(index, pooled, recycled, weights, tail, tree, scratch, node):  # type: i
         realign(index, states, place)
         hash_edits(suffix, length, expected(place, index.tokens, size), states)
         look_up(index, states, slots)
-        ask_contexts(index, slots, node == 0, evidence)
+        ask_contexts(index, slots, names_all, evidence)
         ask_alignment(place, index.tokens, size, weights.trials, evidence)
     if pooled.runs.shape[0] > 0:
         ask_pool(pooled, tree, node, suffix, length, evidence)
@@ -244,7 +248,7 @@ def learn_from(index, pooled, recycled, weights, tail, tree, scratch, path, comm
     for a in range(min(path.shape[0], committed.shape[0])):
         node = nodes[path[a]]
         if node >= 0:
-            ask(index, pooled, recycled, weights, tail, tree, scratch, node)
+            ask(index, pooled, recycled, weights, tail, tree, scratch, node, node == 0)
             _learn_all(weights, tree, scratch, node, committed[a])
 
 
