@@ -285,6 +285,32 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
         Chains(**arguments)
 
 
+def test_a_request_that_goes_on_with_anothers_text_has_a_text_of_its_own() -> None:
+    chains = Chains(2)
+    engine = Engine(chains)
+    engine.step({0: [1, 2, 3]}, [0])
+    engine.step({0: [4], 1: [1, 2, 3, 9, 9]}, [0, 1])
+    first, second = chains._rows.owner.tolist()
+    assert first != second
+    engine.step({1: [8], 2: [1, 2, 3, 4, 7]}, [1, 2])
+    assert chains._rows.owner.tolist() == [second, first], "and may take over that of one that has left"
+
+
+def test_what_a_pool_gets_is_read_anew() -> None:
+    """Where a text stood among others it does not stand now."""
+    pool = Pool()
+    chains = Chains(1, pool=pool, remember=None)
+    engine = Engine(chains)
+    pool.add([3, 4])
+    pool.compact()
+    engine.step({0: [5, 60]}, [0])
+    for first in range(40, 80):
+        pool.add([first, 1, 100 + first])
+    pool.compact()  # as many runs as before, but another one
+    chains._looked = -1000
+    assert engine.step({0: [1]}, [0]) == [[160]]
+
+
 # How many are worth running.
 
 
