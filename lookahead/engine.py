@@ -155,6 +155,15 @@ class Lookahead:
         other.last = None
         return other
 
+    def flush(self) -> None:
+        """Write what was added to the first pool; when this returns, it is on the disk.
+
+        Raises:
+            PoolError: it cannot be written; nothing is added from then on.
+        """
+        self._memory.flush()
+        self._memory.check()
+
     def close(self) -> None:
         """Write and close the pools whose directories were given. Done by itself when the process ends in order."""
         self._memory.close()

@@ -150,6 +150,7 @@ def prepared(model: Any, tokenizer: Any) -> dict[str, Any]:
 
 
 @of_kind("python")
+@pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.")  # of the defaults of its own settings
 def test_programs_run(page: Path, demo: tuple[Any, Any], place: Path) -> None:
     if page.name in NEEDS:
         pytest.importorskip(NEEDS[page.name])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pools import held
+from pools import Document, answers, collections, held
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import lookahead
 from lookahead.cli import main
 from lookahead.errors import InvalidArgument, PoolBusy, PoolDamaged, PoolError, PoolMismatch
 from lookahead.pool import manifest, snapshot
+from lookahead.pool import pool as pool_module
 from lookahead.pool.index import build, documents
 from lookahead.pool.pool import Pool
 
@@ -215,3 +218,104 @@ def test_merge(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: 
     ):
         assert main(["pool", *command]) == 2
         assert message in capsys.readouterr().err
+
+
+@given(collections, collections, st.lists(st.lists(st.integers(0, 4), max_size=12), max_size=3), st.integers(1, 20))
+@settings(max_examples=30)
+def test_an_absorbed_pool_answers_as_if_all_had_been_added(
+    ours: list[Document], theirs: list[Document], asked: list[list[int]], live: int
+) -> None:
+    """Also on the disk, from several segments, and read again."""
+    both = Pool()
+    with tempfile.TemporaryDirectory() as path:
+        with Pool(Path(path, "a"), live_tokens=live) as pool, Pool(Path(path, "b"), live_tokens=live) as other:
+            for text in ours:
+                assert pool.add(text) == both.add(text)
+            for text in theirs:
+                other.add(text)
+                other.flush()
+            other.settle()
+            assert pool.absorb(other) == sum(both.add(text) for text in theirs)
+            assert answers(pool, [*asked, *map(list, theirs)]) == answers(both, [*asked, *map(list, theirs)])
+            pool.settle()
+        with Pool.open(Path(path, "a"), read_only=True) as again:
+            assert (held(again), again.tokens) == (held(both), both.tokens)
+            assert answers(again, asked) == answers(both, asked)
+
+
+def test_one_segment_is_unpacked_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Pool(tmp_path / "b") as other:
+        for first in range(3):
+            other.add([first] * (4**first))  # of sizes that are not merged
+            other.flush()
+        other.settle()
+        runs = [len(segment.run.ends) for segment in other.segments]
+        assert len(runs) == 3
+        unpacked = list[int]()
+        monkeypatch.setattr(pool_module, "documents", lambda run: unpacked.append(len(run.ends)) or documents(run))
+        assert Pool().absorb(other) == 3
+    assert unpacked == runs
+
+
+def test_a_limit_holds_for_what_is_absorbed() -> None:
+    pool, other = Pool(max_tokens=40), Pool()
+    for first in range(30):
+        other.add([first, 1, 2, 3])
+    assert pool.absorb(other) == 30
+    pool.flush()
+    assert pool.tokens <= 40
+    assert held(pool) == held(other)[-len(held(pool)) :], "the youngest"
+
+
+def test_a_damaged_pool_is_absorbed_as_far_as_it_can_be(tmp_path: Path) -> None:
+    with Pool(tmp_path / "b") as other:
+        for first in range(2):
+            other.add([first] * (8**first))
+            other.flush()
+    oldest = min(tmp_path.glob("b/*.segment"))
+    oldest.write_bytes(oldest.read_bytes()[:-8])
+    with Pool.open(tmp_path / "b", damaged="skip", read_only=True) as rest:
+        assert Pool().absorb(rest) == len(rest.problems) == 1
+
+
+def test_a_reader_goes_on_while_its_writer_prunes_and_merges(tmp_path: Path) -> None:
+    with Pool(tmp_path / "pool") as pool, Pool.open(tmp_path / "pool", read_only=True) as reader:
+        assert reader.successors([1]) == Counter(), "opened before anything was written"
+        for first in range(6):
+            pool.add([1, 2, 10 + first])
+            pool.flush()
+        assert sorted(reader.successors([1, 2])) == list(range(10, 16))
+        row = reader.snapshot()
+        pool.prune(6)
+        pool.compact()
+        assert sorted(reader.successors([1, 2])) == [14, 15]
+        assert sum(run.tokens for run in row.runs) == 18, "a row keeps what it began with"
+        assert [text.tolist() for run in row.runs for text in documents(run)] == [[1, 2, 10 + n] for n in range(6)]
+        pool.prune(0)
+        assert (reader.successors([1, 2]), reader.documents) == (Counter(), 0)
+
+
+def test_a_reader_goes_on_when_its_pool_is_gone(tmp_path: Path) -> None:
+    with Pool(tmp_path / "pool") as pool:
+        pool.add([1, 2, 3])
+    with Pool.open(tmp_path / "pool", read_only=True) as reader:
+        shutil.rmtree(tmp_path / "pool")
+        assert reader.successors([1, 2]) == Counter({3: 1})
+        assert len(reader.problems) == 1
+        with pytest.raises(PoolError):
+            reader.refresh()
+
+
+def test_merge_refuses_damage_and_other_tokenizers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(lookahead.demo_path())
+    Pool(tmp_path / "a", tokenizer=tokenizer).close()
+    tokenizer.add_tokens(["something new"])
+    with Pool(tmp_path / "b", tokenizer=tokenizer) as pool:
+        pool.add([1, 2])
+    assert main(["pool", "merge", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+    assert "is of another tokenizer" in capsys.readouterr().err
+    (segment,) = tmp_path.glob("b/*.segment")
+    segment.write_bytes(segment.read_bytes()[:-8])
+    assert main(["pool", "merge", str(tmp_path / "c"), str(tmp_path / "b")]) == 2
+    assert f"`lookahead pool prune {tmp_path / 'b'} --damaged`" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()

@@ -46,6 +46,8 @@ def _repairable(directory: str) -> Iterator[None]:
     try:
         yield
     except PoolDamaged as error:
+        if "`lookahead pool prune" in str(error):  # of another pool, which this one was to take in
+            raise
         fix = f"`lookahead pool prune {directory} --damaged` drops it and keeps the rest"
         raise PoolDamaged(f"{_problem(error)}; {fix}" if "; " in str(error) else str(error)) from error
 
@@ -231,7 +233,10 @@ def merge(args: argparse.Namespace) -> int:
 
     if own := [other for other in args.others if os.path.realpath(other) == os.path.realpath(args.directory)]:
         raise InvalidInput(f"{own[0]} is the pool itself; name other ones")
-    others = [Pool.open(other, read_only=True) for other in args.others]
+    others = []
+    for other in args.others:
+        with _repairable(other):
+            others.append(Pool.open(other, read_only=True))
     with _opened(args.directory, make=True) as pool:
         for path, other in zip(args.others, others, strict=True):
             before, added = pool.tokens, pool.absorb(other)
