@@ -434,6 +434,7 @@ def test_gathering_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.
     filled(live_parts(pool) / "a", [1, 2], [3])
 
     def stopped(*_: Any) -> None:
+        assert Pool.open(pool, read_only=True).documents == 2, "on the disk before the part goes"
         raise KeyboardInterrupt
 
     monkeypatch.setattr("shutil.rmtree", stopped)

@@ -16,7 +16,7 @@ _ARROW = {"text": "string", "number": "int64"}
 _NUMPY = {"text": object, "number": np.int64}
 
 
-def column(batch: Any, name: str) -> list[Any]:
+def values_of(batch: Any, name: str) -> list[Any]:
     """Return the values of a column; None for every row where there is none."""
     if name not in _names(batch):
         return [None] * _rows(batch)

@@ -41,7 +41,7 @@ from lookahead.errors import (
     UnusableText,
 )
 from lookahead.grammar.grammar import Whitespace
-from lookahead.integrations.columns import Kind, column, extended
+from lookahead.integrations.columns import Kind, extended, values_of
 from lookahead.loading import Checkpoint, check_device, check_served, quiet
 from lookahead.memory import Remember
 from lookahead.options import DTYPES
@@ -196,7 +196,7 @@ class JsonBatches:
             InvalidArgument: the rows have a column of a new one's name.
             UnsupportedModel, …: what is wrong with the set-up.
         """
-        answers = self._answers([_plain(prompt) for prompt in column(batch, self._prompt)])
+        answers = self._answers([_plain(prompt) for prompt in values_of(batch, self._prompt)])
         self._flush()
         return extended(batch, dict(zip(self._columns, _across(answers), strict=True)))
 
