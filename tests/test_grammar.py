@@ -566,3 +566,16 @@ def test_what_a_tokenizer_writes_is_accepted_token_by_token(text: str) -> None:
         matcher = Grammar.regex("(.|\n)*").matcher(tokenizer)
         assert matcher.accepts(matcher.follow(tokens))
         assert matcher.follow(tokens) != ENDED
+
+
+def test_an_engine_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an environment of vLLM, where grammars are vLLM's own."""
+    monkeypatch.setattr(grammars, "version", lambda _: "1.7.6")
+    grammars._engine.cache_clear()
+    try:
+        with pytest.raises(GrammarError, match=r"grammars need llguidance 1\.9, and 1\.7\.6 is installed; pip install"):
+            Grammar.regex("[0-9]+")
+    finally:
+        monkeypatch.undo()
+        grammars._engine.cache_clear()
+    assert Grammar.regex("[0-9]+").accepts("12")

@@ -9,6 +9,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from lookahead.errors import GrammarError, InvalidArgument
@@ -33,6 +35,7 @@ _WHITESPACE: dict[str, dict[str, Any]] = {
 # Without \u, by which the engine lets one of the schema's own keys be spelled as if it were another key.
 _ESCAPES = '"\\bfnrt'
 # Several times the engine's defaults: what takes longer than a second or so is an error, not a hang.
+_ENGINE = 1, 9  # the version whose masks are those that we tested
 _LIMITS: dict[str, Any] = {"initial_lexer_fuel": 4_000_000, "step_lexer_fuel": 1_000_000, "step_max_items": 200_000}
 _LARGEST, _SHALLOW, _STACK = 4_000_000, 20_000, 1 << 30  # characters of a grammar; bytes, used as needed
 _KEPT = 64  # grammars compiled for one tokenizer
@@ -267,9 +270,21 @@ def compiled(grammar: Grammar, vocabulary: Vocabulary) -> Compiled:
     return made
 
 
+@cache
 def _engine() -> Any:
+    """Return the class of the grammar engine.
+
+    Raises:
+        GrammarError: it is too old; the environments of vLLM have one that writes other white space.
+    """
     from llguidance import LLMatcher
 
+    found = version("llguidance")
+    if tuple(map(int, found.split(".")[:2])) < _ENGINE:
+        least = ".".join(map(str, _ENGINE))
+        raise GrammarError(
+            f"grammars need llguidance {least}, and {found} is installed; pip install 'llguidance>={least}'"
+        )
     return LLMatcher
 
 
