@@ -12,7 +12,8 @@ from torch import Tensor
 from lookahead.support import EXACT, ROUGH
 
 SIZES = (2, 8, 32)
-"""Tokens of the passes that are compared with single ones, and all at once besides: kernels differ by size."""
+"""Tokens of the passes that are compared with single ones, and all at once besides: kernels differ by size. A text that
+is shorter is followed by what nothing is asked about."""
 
 _HALF = 8  # times finer than bfloat16 is float16
 
@@ -65,7 +66,7 @@ def measure(model: Any, arguments: Callable[[], dict[str, Any]], text: Tensor) -
     """
     single = _logits(model, arguments(), text, 1)
     noise = 0.0
-    for size in dict.fromkeys(min(size, max(text.shape[1] - 1, 1)) for size in (*SIZES, text.shape[1])):
+    for size in dict.fromkeys((*SIZES, max(text.shape[1] - 1, 1))):
         apart = (_logits(model, arguments(), text, size) - single).abs()
         noise = max(noise, float(apart[single.isfinite()].max()))
     spread = float(single[single.isfinite()].std())
@@ -85,13 +86,22 @@ def _logits(model: Any, arguments: dict[str, Any], text: Tensor, size: int) -> T
         given.pop("logits_to_keep", None)
         for start in range(0, text.shape[1] - 1, size):
             chunk = text[:, start : min(start + size, text.shape[1] - 1)]
+            asked, chunk = chunk.shape[1], _filled(model, chunk, size, ids.shape[1])
             count, ids = chunk.shape[1], torch.cat([ids, chunk], dim=1)
             encoder = model.config.is_encoder_decoder
             given = model._update_model_kwargs_for_generation(outputs, given, encoder, num_new_tokens=count)
             inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=count, **given)
             outputs = model(**inputs, return_dict=True)
-            found.append(outputs.logits[:, -count:].float())
+            found.append(outputs.logits[:, -count:][:, :asked].float())
         return ids
 
     model.generate(**arguments, custom_generate=run)
     return torch.cat(found, dim=1)
+
+
+def _filled(model: Any, chunk: Tensor, size: int, before: int) -> Tensor:
+    """Return the last tokens of a text filled up to a pass of `size`, as far as the model's context goes."""
+    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    room = size if context is None else min(size, context - before)
+    missing = max(room - chunk.shape[1], 0)
+    return torch.cat([chunk, chunk[:, -1:].expand(-1, missing)], dim=1)
