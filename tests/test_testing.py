@@ -310,6 +310,24 @@ def test_noise_of_a_faulty_model_excuses_only_so_much(dtype: str, limit: float) 
     assert rounding.allowed == pytest.approx(limit * rounding.spread)
 
 
+@pytest.mark.parametrize(("context", "largest"), [(512, 32), (20, 13)])
+def test_rounding_behind_short_texts_is_measured_with_passes_as_large_as_drafts(context: int, largest: int) -> None:
+    """Kernels differ by size; what fills a pass up is not looked at, and stays within the model's context."""
+    model = copy.deepcopy(MODEL)
+    model.config.max_position_embeddings = context
+    sizes: list[int] = []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, kwargs: sizes.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    call, found = outcome(model)
+    sizes.clear()
+    text = found.sequences[:, IDS.shape[1] :][:, :4]
+    rounding = measure(model, call.plainly, text)
+    hook.remove()
+    assert max(size for size in sizes if size != IDS.shape[1]) == largest
+    assert 0.0 <= rounding.noise < 1e-4
+
+
 def test_limits_are_those_of_the_dtype() -> None:
     cpu = torch.device("cpu")
     assert [cap(dtype, cpu) for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)] == [
