@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow
 import torch
 
 from lookahead.integrations.ray import JsonBatches, gather
@@ -89,6 +88,8 @@ class Timed(JsonBatches):
     """Notes when each batch began and ended, and dies once where a file named in the environment is not there yet."""
 
     def __call__(self, batch: Any) -> Any:
+        import pyarrow
+
         begin, marker = time.time(), os.environ.get("LOOKAHEAD_DIES_ONCE")
         done = super().__call__(batch)
         if marker and not Path(marker).exists():
@@ -101,6 +102,8 @@ class Timed(JsonBatches):
 
 def alone(rows: list[Row], size: int, threads: int, pool: str) -> Outcome:
     """Return the rows as one process leaves them."""
+    import pyarrow
+
     torch.set_num_threads(threads)
     asked, batches = time.time(), Timed(**JOB, pool=pool)
     tables = [pyarrow.Table.from_pylist(rows[at : at + size]) for at in range(0, len(rows), size)]

@@ -279,7 +279,7 @@ class Pipeline:
     def _pytest(self, arguments: list[str]) -> None:
         for word in arguments:
             if word.startswith("-"):
-                self.config.getoption(word)  # raises where there is no such option
+                self.config.getoption(word.partition("=")[0])  # raises where there is no such option
             else:
                 assert word.isdigit() or (ROOT / word.partition("::")[0]).exists(), f"{self.where}: {word}"
 
