@@ -206,8 +206,9 @@ def test_it_is_finite_and_rises_with_everything(
 
 
 @settings(max_examples=100)
-@given(passes, st.sampled_from([1e-3, 1e3]))
+@given(passes, st.sampled_from([2.0**-10, 2.0**10]))
 def test_the_unit_of_time_does_not_matter(story: list[tuple[int, float, int, int]], scale: float) -> None:
+    """By powers of two, which round nothing: which of two passes was the faster one must not hang on a last bit."""
     nodes = np.arange(1, 200)
     one, other = told(story), told(story, scale)
     if story:
