@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--draft", type=int, default=16)
-    parser.add_argument("--min-chance", type=float, default=0.1)
+    parser.add_argument("--min-chance", type=float, default=0.2)
     parser.add_argument("--requests", type=int, help="the first so many of each workload")
     parser.add_argument("--repeat", type=int, default=1, help="play each workload so often (default: %(default)s)")
     parser.add_argument("--workload", nargs="*", default=[])

@@ -63,7 +63,7 @@ class Chains:
         *,
         pool: PoolLike | Sequence[PoolLike] | None = None,
         remember: Remember = "output",
-        min_chance: float = 0.1,
+        min_chance: float = 0.2,
         worth: Worth | None = None,
         write_s: float = 5.0,
         vocab_size: int | None = None,

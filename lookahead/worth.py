@@ -14,7 +14,7 @@ EXPLORE = 0.01
 """Part of the time that drafting may take where it has not paid."""
 
 _SPELL = 8  # steps of such a trial
-_YOUNG, _OFTEN, _SELDOM = 64, 8, 64  # steps at first, and after how many of them another number of tokens runs
+_YOUNG, _OFTEN, _SELDOM = 32, 16, 128  # steps at first, and after how many of them another number of tokens runs
 _RECENT, _WAITED = 16, 8.0  # steps of late, and how many times their median is no step but a wait for requests
 
 

@@ -33,7 +33,7 @@ KEY = "lookahead"
 _SLOPES = {"cpu": 0.02}  # of a step: what one more row is assumed to cost, by device
 _SLOPE_ELSEWHERE = 0.002
 _AUTO, _ALL = "auto", "all"
-_DEFAULTS: dict[str, Any] = {"pool": None, "remember": "output", "min_chance": 0.1, "budget": _AUTO}
+_DEFAULTS: dict[str, Any] = {"pool": None, "remember": "output", "min_chance": 0.2, "budget": _AUTO}
 
 
 class LookaheadDrafter:
@@ -47,7 +47,7 @@ class LookaheadDrafter:
             added to it when a request has ended, by the worker that opens it first; others read it. What is added to
             any of them by other processes is drafted from within some steps.
         remember: "output", "all" or null, see `Lookahead`.
-        min_chance: a draft ends where the chance that all of it is accepted falls below this; 0.1.
+        min_chance: a draft ends where the chance that all of it is accepted falls below this; 0.2.
         budget: "auto", as many drafted tokens as pay by what the engine's steps have taken, or "all" that are likely
             enough.
 
