@@ -101,7 +101,7 @@ def test_the_program_of_the_page_runs(request: pytest.FixtureRequest, run: Run, 
     (tmp_path / "page.py").write_text(f'if __name__ == "__main__":\n{textwrap.indent(program, "    ")}')
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "NUMBA_CACHE_DIR": run.kernels}
     done = subprocess.run(
-        [request.config.getoption("--vllm"), "page.py"],
+        [Path(request.config.getoption("--vllm")).absolute(), "page.py"],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
