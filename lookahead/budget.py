@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from lookahead.cost import CostCurve
+from lookahead.cost import CostCurve, assumed_slope
 from lookahead.curves import Curves
 from lookahead.errors import InvalidArgument
 from lookahead.purse import ASKING, Purse
@@ -21,8 +21,6 @@ from lookahead.trust import UsualTrust
 
 MAX_NODES = 4096
 _Key = tuple[int, tuple[Hashable, str, str]]  # rows, and the kind of pass, device, model
-_SLOPE = {"cpu": 0.02}  # of a pass: what one more node in every row is assumed to cost, by device
-_SLOPE_ELSEWHERE = 0.002
 
 
 class _Usual(threading.local):
@@ -109,7 +107,7 @@ class Budget:
 
     def _new_curve(self, rows: int, device: str, model: str) -> CostCurve:
         """Return a curve that starts from the stored one, or else from that of the nearest batch size, if any."""
-        slope = _SLOPE.get(device, _SLOPE_ELSEWHERE)
+        slope = assumed_slope(device)
         stored = None if self._stored is None else self._stored.find(model, rows)
         if stored is not None:
             return CostCurve(slope=slope, known=stored, measured=True)

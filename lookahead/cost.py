@@ -39,6 +39,14 @@ _ANCHOR = 64  # passes after which a pass over one node is old: all others are j
 Seconds = NDArray[np.float64]
 
 
+_SLOPES, _SLOPE_ELSEWHERE = {"cpu": 0.02}, 0.002
+
+
+def assumed_slope(device: str) -> float:
+    """Return what one more node is assumed to cost on a type of device, as a part of a pass over one."""
+    return _SLOPES.get(device, _SLOPE_ELSEWHERE)
+
+
 class CostCurve:
     """Seconds of a pass for one batch size.
 

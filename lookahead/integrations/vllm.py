@@ -19,6 +19,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from lookahead.chains import Chains, warm_up
+from lookahead.cost import assumed_slope
 from lookahead.draft import IntArray
 from lookahead.errors import InvalidArgument, PoolBusy
 from lookahead.pool.pool import Pool
@@ -30,8 +31,6 @@ DRAFTER = "lookahead.integrations.vllm.LookaheadDrafter"
 KEY = "lookahead"
 """What our settings are called in vLLM's `additional_config`."""
 
-_SLOPES = {"cpu": 0.02}  # of a step: what one more row is assumed to cost, by device
-_SLOPE_ELSEWHERE = 0.002
 _AUTO, _ALL = "auto", "all"
 _DEFAULTS: dict[str, Any] = {"pool": None, "remember": "output", "min_chance": 0.2, "budget": _AUTO}
 
@@ -62,7 +61,7 @@ class LookaheadDrafter:
     def __init__(self, vllm_config: Any) -> None:
         settings = settings_of(vllm_config.additional_config)
         model, most = vllm_config.model_config, vllm_config.speculative_config.num_speculative_tokens
-        slope = _SLOPES.get(vllm_config.device_config.device_type, _SLOPE_ELSEWHERE)
+        slope = assumed_slope(vllm_config.device_config.device_type)
         pools = _opened(settings["pool"], model)
         self._chains = Chains(
             most,

@@ -156,7 +156,7 @@ def ask(index, pooled, recycled, weights, tail, tree, scratch, node, names_all):
 def _enqueue(weights, tree, scratch, node, floors, vocab_size):  # type: ignore[no-untyped-def]
     """Let the successors of `node` wait that are likely enough."""
     evidence, parent = scratch.evidence, tree.nodes[node]
-    weigh_all(weights, tree, scratch, node)
+    _weigh_all(weights, tree, scratch, node)
     floor, forced = floors[min(tree.used[NODES], floors.shape[0] - 1)], is_forced(evidence.guide)
     for j in range(evidence.size[0]):
         row = evidence.rows[j]
@@ -172,7 +172,7 @@ def _enqueue(weights, tree, scratch, node, floors, vocab_size):  # type: ignore[
 
 
 @inner
-def weigh_all(weights, tree, scratch, node):  # type: ignore[no-untyped-def]
+def _weigh_all(weights, tree, scratch, node):  # type: ignore[no-untyped-def]
     """Give all successors of `node` their weights; return how many of them the sources name, and where the noise is."""
     evidence, parent, alignment = scratch.evidence, tree.nodes[node], state_of(tree.place[node])
     named, forced = evidence.size[0], is_forced(evidence.guide)
@@ -259,7 +259,7 @@ def _learn_all(weights, tree, scratch, node, token):  # type: ignore[no-untyped-
     tree.used[CURSOR], tree.used[OFFSET] = _moved(scratch, parent, token)
     if is_forced(evidence.guide):
         return
-    named, at = weigh_all(weights, tree, scratch, node)
+    named, at = _weigh_all(weights, tree, scratch, node)
     if at >= 0:
         learn_race(weights, evidence, token)
     for j in range(named):
