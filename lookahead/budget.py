@@ -15,11 +15,11 @@ from lookahead.cost import CostCurve, assumed_slope
 from lookahead.curves import Curves
 from lookahead.errors import InvalidArgument
 from lookahead.purse import ASKING, Purse
+from lookahead.static.shapes import MAX_NODES, Counts
 from lookahead.recent import Slope, UsualRate
 from lookahead.switch import Switch
 from lookahead.trust import UsualTrust
 
-MAX_NODES = 4096
 _Key = tuple[int, tuple[Hashable, str, str]]  # rows, and the kind of pass, device, model
 
 
@@ -85,7 +85,14 @@ class Budget:
         return budget
 
     def begin(
-        self, rows: int, kind: Hashable = (), *, device: str = "cpu", model: str = "", guided: bool = False
+        self,
+        rows: int,
+        kind: Hashable = (),
+        *,
+        device: str = "cpu",
+        model: str = "",
+        guided: bool = False,
+        counts: Counts | None = None,
     ) -> Purse:
         """Return what the batch of one call may spend.
 
@@ -95,20 +102,23 @@ class Budget:
             device: the type of the device that the model runs on.
             model: names it, among the stored curves too.
             guided: whether a grammar says what may be drafted.
+            counts: how many rows passes run for their nodes; None: one for each.
         """
-        key = rows, (kind, device, model)
+        key = rows, ((kind, counts), device, model)
         if key not in self._curves:
-            self._curves[key] = self._new_curve(rows, device, model)
+            self._curves[key] = self._new_curve(rows, device, model, counts)
             self._rates[key], self._trusts[key] = UsualRate(), UsualTrust()
             self._switches[key], self._growths[key] = Switch(explore=ASKING * self.explore), Slope()
         trust, rate = self._trusts[key].begin(), self._rates[key].begin()
         curve, growing, usual = self._curves[key], self._growths[key], self._switches[key]
-        return Purse(self, rows, curve, growing, trust, rate, usual, guided=guided)
+        return Purse(self, rows, curve, growing, trust, rate, usual, guided=guided, counts=counts)
 
-    def _new_curve(self, rows: int, device: str, model: str) -> CostCurve:
+    def _new_curve(self, rows: int, device: str, model: str, counts: Counts | None) -> CostCurve:
         """Return a curve that starts from the stored one, or else from that of the nearest batch size, if any."""
         slope = assumed_slope(device)
         stored = None if self._stored is None else self._stored.find(model, rows)
+        if counts is not None and (counts.fixed or device == "cpu"):  # those are not the passes that were measured
+            stored = None
         if stored is not None:
             return CostCurve(slope=slope, known=stored, measured=True)
         known = [

@@ -152,6 +152,11 @@ class CostCurve:
         self._fit[beyond + 1] = np.where(ramps > assumed, np.sqrt(ramps * assumed), ramps)
 
 
+def knot_of(nodes: int) -> int:
+    """Return the knot that passes over `nodes` nodes are counted under."""
+    return int(KNOTS[_knot(nodes)])
+
+
 def _knot(nodes: int) -> int:
     return bisect_right(_SIZES, nodes) - 1
 

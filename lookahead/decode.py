@@ -19,13 +19,14 @@ from lookahead.progress import Contexts, Progress
 from lookahead.purse import Choice, Purse, Spent
 from lookahead.sampling import Sampler
 from lookahead.sources.codes import name_of
+from lookahead.static.target import StaticTarget
 from lookahead.target import Target
+from lookahead.topk import TOP
 from lookahead.trace import Pass, Share, Step
 from lookahead.trees import Grown
 from lookahead.verify import walk
 
 WARY = 2  # columns of noise that a drafter sees where drafting has not paid lately
-TOP = 8  # successors of every node that drafters may learn from
 
 
 @dataclass(slots=True)
@@ -84,7 +85,7 @@ class Decoder:
 
     def __init__(
         self,
-        target: Target,
+        target: Target | StaticTarget,
         sampler: Sampler,
         progress: Progress,
         contexts: Contexts,
@@ -107,8 +108,10 @@ class Decoder:
 
     def run(self, prefill: Tensor) -> None:
         """Generate until every row is done. `prefill`: [B, 1, V], the logits after the prompt."""
+        roots = [Draft.root(0)] * self._progress.rows
+        self._sampler.judge(prefill, None, self._progress.length, [root.depth for root in roots])
         self._sampler.load(prefill, 0)
-        walk([Draft.root(0)] * self._progress.rows, self._sampler, self._progress)
+        self._sampler.learn(walk(roots, self._sampler, self._progress))
         for row in range(self._progress.rows):
             self._contexts.extend(row, 0, self._progress.new_tokens(row, 0))
         while not self._progress.done:
@@ -239,6 +242,7 @@ class Decoder:
         before, self._sampler.learns = self._masks, bool(turn.asked)
         self._forward(turn)
         turn.paths = walk(turn.drafts, self._sampler, self._progress)
+        self._sampler.learn(turn.paths)
         turn.masks = self._masks - before
 
     def _forward(self, turn: Turn) -> None:
@@ -247,15 +251,24 @@ class Decoder:
         A guess whose keys or values overflow turns all nodes to NaN, because a mask multiplies them by 0. Then the pass
         is run again without guesses.
         """
-        size, columns = turn.size, [start - 1 for start in turn.starts]
+        size = turn.size
         top = TOP if turn.asked or size > 1 else 0
-        logits = self._target.forward(turn.drafts, columns)
-        if self._target.runs_apart:
-            self._complete_masks(turn.drafts)
-        turn.best = self._sampler.load(logits, top)
+        turn.best = self._scored(turn, top)
         if size > 1 and np.isnan(turn.best[1][::size, 0]).any():
             turn.drafts = [Draft.root(int(draft.tokens[0])) for draft in turn.drafts]
-            turn.best = self._sampler.load(self._target.forward(turn.drafts, columns), top)
+            self._target.forget_behind()
+            turn.best = self._scored(turn, top)
+
+    def _scored(self, turn: Turn, top: int) -> Any:
+        """Run the pass, and all that is known to come behind it; then wait for what the host has to know."""
+        logits = self._target.forward(turn.drafts, [start - 1 for start in turn.starts])
+        depths = [draft.depth for draft in turn.drafts]
+        picks = self._sampler.judge(logits, self._target.best, turn.starts, depths)
+        if picks is not None:
+            self._target.accept(picks)
+        if self._target.runs_apart:
+            self._complete_masks(turn.drafts)
+        return self._sampler.load(logits, top)
 
     def _complete_masks(self, drafts: list[Draft]) -> None:
         """Compute the masks that the walk may ask for while the device is at work; elsewhere it computes as it goes."""

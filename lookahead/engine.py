@@ -47,6 +47,9 @@ from lookahead.request import (
     served_arguments,
 )
 from lookahead.sampling import Sampler
+from lookahead.static.choice import static_of
+from lookahead.static.shapes import FIXED, Counts
+from lookahead.static.target import ROOM, StaticTarget
 from lookahead.support import family_of, supports
 from lookahead.target import Target
 from lookahead.trace import Run
@@ -72,6 +75,11 @@ class Lookahead:
             which are asked together.
         remember: what is added to the first pool when a request has ended: "output" (what was generated), "all" (the
             prompt too), or None for nothing, nor what is learnt about the evidence.
+        static: run passes of few fixed shapes, on a CUDA device as graphs that are recorded once (`lookahead.static`).
+            By default where the model is on one CUDA device, and runs token trees.
+        invariant: run every pass over 32 rows, and drafts as chains, so that the output is bitwise the same with any
+            drafter, any budget and none, in low precision too; in which a `Lookahead` is otherwise as near to plain
+            `generate()` as that is to itself with other batches (`docs/exactness.md`).
 
     Raises:
         InvalidArgument: `nodes` is neither "auto" nor a whole number in [0, 4096], `drafter` is no `Drafter`, …
@@ -98,6 +106,8 @@ class Lookahead:
         budget: Budget | None = None,
         pool: PoolLike | Sequence[PoolLike] | None = None,
         remember: Remember = "output",
+        static: bool | None = None,
+        invariant: bool = False,
     ) -> None:
         if not isinstance(model, GenerationMixin):
             raise InvalidArgument(
@@ -114,9 +124,19 @@ class Lookahead:
         require_usable(model, prompt=1, longest=1)
         family = family_of(model)
         self.model, self.tokenizer, self.budget = model, tokenizer, _budget(model, nodes, budget, drafter)
+        self._chains = bool(invariant)
+        self._counts = None
+        if static_of(model, family, static, invariant=invariant):
+            self._counts = Counts(FIXED if invariant else 0)
         options: dict[str, Any] = {} if sources is None else {"sources": sources}
         self._memory = Memory(pool, tokenizer, remember)
         self.drafter = drafter or Grower(vocab_size=vocabulary(model), pools=self.pools, **options)
+        if invariant and self.drafter.probes:
+            raise InvalidArgument("invariant=True drafts chains, and sources has a window of guesses; leave one out")
+        if invariant and self.budget.fixed and self.budget.most >= FIXED:
+            raise InvalidArgument(
+                f"nodes={self.budget.most}: with invariant=True a pass has {FIXED} rows; give {FIXED - 1} at most"
+            )
         if family.shape == "linear" and self.drafter.probes:
             raise InvalidArgument(
                 f"sources has a window of guesses, which needs token trees; {type(model).__name__} is run with chains: "
@@ -270,7 +290,10 @@ class Lookahead:
             ordered=stops.ordered or not _is_known(streamer),
             ahead=self.budget.most > 0,
             together=family_of(model).shape == "linear",
+            at_once=self._counts is not None,
         )
+        if self._chains and stops.max_length is None:
+            raise InvalidArgument("invariant=True needs a limit, since passes are shaped by it; give max_new_tokens")
         own = getattr(_cache_of(model_kwargs), "_is_user_defined", False)
         seen = returned or bool(own or getattr(cache, "_is_user_defined", False))
         progress = Progress(
@@ -333,6 +356,7 @@ class Lookahead:
                 sampler.finish(progress.settled)
                 if give_back:
                     target.give_back(own, max(min(progress.settled - 1, target.cache.complete), 0))
+                target.close()
                 passes = () if decoder is None else tuple(decoder.passes)
                 prompts, outputs = _texts(contexts, progress)
                 self.last = Run(progress.settled, passes, prefill_s, prompts, outputs, tokenizer=tokenizer)
@@ -355,7 +379,7 @@ class Lookahead:
         progress: Progress,
         sampler: Sampler,
         source: Tensor | None,
-    ) -> tuple[Tensor, Target, Contexts, list[Drafter]]:
+    ) -> tuple[Tensor, Target | StaticTarget, Contexts, list[Drafter]]:
         """Prefill; return the logits behind the prompt, the model behind its cache, and who drafts from what."""
         outputs = self.model._prefill(input_ids, config, model_kwargs)
         logits, (cache, cross) = outputs.logits[:, -1:].clone(), apart(model_kwargs[family.cache])
@@ -371,8 +395,12 @@ class Lookahead:
         with sampler.undisturbed():
             rows = range(progress.rows if self.budget.most else 0)
             drafters = [self._started(contexts.view(row, 0)) for row in rows]
-        room = min(progress.remaining(0), 2 * BLOCK) + self.budget.most + self.drafter.probes + 1
         positions = last_positions(model_kwargs, cached, input_ids)
+        if self._counts is not None:
+            room = progress.remaining(0) if self._chains else min(progress.remaining(0), ROOM)
+            counts: Any = {"counts": self._counts, "chains": self._chains}
+            return logits, StaticTarget(self.model, family, cache, mask, positions, room, **counts), contexts, drafters
+        room = min(progress.remaining(0), 2 * BLOCK) + self.budget.most + self.drafter.probes + 1
         encoder = {} if cross is None else {n: model_kwargs.get(n) for n in ("encoder_outputs", "attention_mask")}
         target = Target(self.model, family, cache, mask, positions, room, encoder=encoder, cross=cross)
         return logits, target, contexts, drafters
@@ -380,7 +408,7 @@ class Lookahead:
     def _purse(self, rows: int, sampler: Sampler) -> Purse:
         """Return what a batch may spend; what a pass costs depends on how tokens are picked, too."""
         where = {"device": self.model.device.type, "model": self._key}
-        return self.budget.begin(rows, sampler.kind, **where, guided=bool(sampler.grammars))
+        return self.budget.begin(rows, sampler.kind, **where, guided=bool(sampler.grammars), counts=self._counts)
 
     @cached_property
     def _key(self) -> str:
@@ -451,6 +479,8 @@ def generate(
     budget: Budget | None = None,
     pool: PoolLike | Sequence[PoolLike] | None = None,
     remember: Remember = "output",
+    static: bool | None = None,
+    invariant: bool = False,
     **arguments: Any,
 ) -> Any:
     """Return exactly what `model.generate(inputs, **arguments)` returns, sooner.
@@ -467,11 +497,12 @@ def generate(
             output is what `model.generate()` gives with `grammar.processor(tokenizer, eos_token_id=…)` as the last
             of your logits processors, its end tokens those of the call, and drafts follow it. Needs `tokenizer=`. With
             `custom_generate=la` pass that processor instead.
-        drafter, sources, nodes, budget, pool, remember: see `Lookahead`; a pool given as a directory is closed at the
+        drafter, sources, nodes, budget, pool, remember, static, invariant: see `Lookahead`; a pool given as a directory is closed at the
             end.
 
     >>> lookahead.generate(model, **tokenizer("def add(", return_tensors="pt"), max_new_tokens=64)
     """
     options: dict[str, Any] = {"drafter": drafter, "sources": sources, "nodes": nodes, "budget": budget}
+    options |= {"static": static, "invariant": invariant}
     with Lookahead(model, arguments.get("tokenizer"), pool=pool, remember=remember, **options) as lookahead:
         return lookahead.generate(inputs, generation_config, **arguments)

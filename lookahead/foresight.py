@@ -64,15 +64,15 @@ class Usual:
         assert self._chances is not None
         return self._chances.device
 
-    def learn(self, probs: Tensor) -> None:
-        """Take in [N, V] distributions that were picked from."""
+    def learn(self, probs: Tensor, likeliest: Sequence[float] | None = None) -> None:
+        """Take in [N, V] distributions that were picked from, and the largest chances of them, if those are at hand."""
         assert self._chances is not None
         for row in probs:
             self.seen = min(self.seen + 1, _SETTLED)
             # Not in place: what was made in inference mode could not be changed outside of it.
             self._chances = torch.lerp(self._chances, row, 1 / self.seen)
-        for likeliest in probs.amax(-1).tolist():
-            self.doubt += (1 - likeliest - self.doubt) / _RECENT
+        for chance in probs.amax(-1).tolist() if likeliest is None else likeliest:
+            self.doubt += (1 - chance - self.doubt) / _RECENT
 
     def favoured(self, noise: Tensor) -> tuple[IntArray, FloatArray]:
         """Return the tokens ([N, K]) of the largest chance over `noise` ([N, V]), and their chances."""

@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from lookahead.cost import CostCurve, Seconds
+from lookahead.cost import CostCurve, Seconds, knot_of
 from lookahead.draft import Draft, FloatArray
 from lookahead.recent import RECENT, Rate, Recent, Slope
 from lookahead.switch import MARGIN, Switch
@@ -18,6 +18,7 @@ from lookahead.trust import Trust
 
 if TYPE_CHECKING:
     from lookahead.budget import Budget
+    from lookahead.static.shapes import Counts
 
 SIZES, ASKING = 0.3, 0.4  # of what may be explored: passes of other sizes, and drafts which have not paid lately
 _HELD = 4.0  # passes over one node: what is saved up for passes of other sizes at most
@@ -76,6 +77,10 @@ class Spent:
 class Purse:
     """The budget at work on one batch.
 
+    Args:
+        guided: whether a grammar says what may be drafted.
+        counts: how many rows passes run for their nodes; None: one for each.
+
     Attributes:
         floors: [most + 1] the chance below which a node is not worth drafting when so many are there already, root
             included; None: any is.
@@ -92,12 +97,16 @@ class Purse:
         usual: Switch,
         *,
         guided: bool = False,
+        counts: Counts | None = None,
     ) -> None:
         self._budget, self._curve, self._trust, self._rate, self._usual = budget, curve, trust, rate, usual
         self._switches = [Switch(explore=ASKING * budget.explore) for _ in range(rows)]
         for switch in self._switches:
             switch.follow(usual)
-        self._sizes = np.arange(1, budget.most + 2)
+        self._counts = counts
+        self._most = min(budget.most, counts.most if counts else budget.most)
+        self._sizes = np.arange(1, self._most + 2)
+        self._runs = self._sizes if counts is None else counts.table(self._most + 1)  # rows of so many nodes
         self._seconds = self._hull = np.zeros(0)
         self._priced_at, self._known = _FRESH - _SELDOM, False  # when prices were computed, and whether in real seconds
         self._unknown: list[int] = []
@@ -114,7 +123,7 @@ class Purse:
     @property
     def most(self) -> int:
         """Nodes that a row may draft."""
-        return self._budget.most
+        return self._most
 
     @property
     def frugal(self) -> bool:
@@ -134,10 +143,10 @@ class Purse:
         every = _SELDOM if self._budget.fixed else _FRESH
         if self._turns - self._priced_at >= every or (self._curve.passes < _YOUNG and not self._budget.fixed):
             self._priced_at = self._turns
-            self._seconds = self._curve.seconds(self._sizes, context=context)
+            self._seconds = self._curve.seconds(self._runs, context=context)
             self._hull = _rising(np.diff(self._seconds))
             self._node_s = self._growing.value
-            self._unknown = self._curve.unknown(self.most + 1)
+            self._unknown = self._untried()
             self._known = self._curve.passes > 0
         if self._budget.fixed:
             return
@@ -192,6 +201,8 @@ class Purse:
         if other is not None:
             nodes, why = other, "explores"
         row_s = float(seconds[nodes] - seconds[nodes - 1]) if nodes else self._row_s(probes)
+        if self._counts is not None:  # where rows come many at a time, most nodes would seem to cost nothing
+            row_s = self._row_s(probes + nodes)
         return Choice(nodes, why, float(expected[nodes]), token_s if known else 0.0, row_s if known else 0.0)
 
     def observe(self, spent: Spent, followed: Iterable[tuple[Draft, NDArray[np.int64]]]) -> None:
@@ -205,7 +216,8 @@ class Purse:
         if not (spent.asking_s or self._budget.fixed) and self._turns % _IDLE:
             return  # a step that rests has little to tell, and is to cost nothing
         count = sum(spent.tokens.values())
-        self._curve.add(spent.size, spent.pass_s, context=spent.context, masks=spent.masks)
+        rows = spent.size if self._counts is None else self._counts.rows(spent.size)
+        self._curve.add(rows, spent.pass_s, context=spent.context, masks=spent.masks)
         self._rate.add(spent.step_s, count)
         self._base.add(max(spent.step_s - spent.pass_s, 0.0))
         if spent.asking_s:
@@ -215,7 +227,7 @@ class Purse:
         budget = self._budget
         if self._last.why == "explores":
             self._explored_at = self._turns
-            self._unknown = self._curve.unknown(self.most + 1)
+            self._unknown = self._untried()
             budget.saved -= max(spent.pass_s - self._explores_from, 0.0)
         if self._known:
             held = _HELD * float(self._seconds[0])
@@ -246,9 +258,17 @@ class Purse:
             if row in spent.asking_s:
                 self._usual.note(gain, price)
 
-    def _row_s(self, probes: int) -> float:
-        """Return what the next node costs where none runs yet."""
-        at = min(probes, len(self._hull) - 1)
+    def _untried(self) -> list[int]:
+        """Return the sizes that too little is known of; where passes have few row counts, the first size of each."""
+        if self._counts is None:
+            return self._curve.unknown(self.most + 1)
+        rows, first = np.unique(self._runs, return_index=True)
+        unknown = self._curve.unknown(int(rows[-1]))
+        return [int(size) + 1 for count, size in zip(rows.tolist(), first, strict=True) if knot_of(count) in unknown]
+
+    def _row_s(self, nodes: int) -> float:
+        """Return what the next node costs where so many run."""
+        at = min(nodes, len(self._hull) - 1)
         return float(self._hull[at]) if at >= 0 and self._known else 0.0
 
     def _seconds_of(self, size: int) -> float:
@@ -271,7 +291,7 @@ class Purse:
         unknown = [size for size in self._unknown if size - 1 > self._last.nodes]
         if not unknown or self._curve.passes < _FRESH or self._turns < self._offered_at + _FRESH:
             return False
-        if self._curve.hoped(min(unknown)) - float(self._seconds[self._last.nodes]) > self._budget.saved:
+        if self._curve.hoped(int(self._runs[min(unknown) - 1])) - float(self._seconds[self._last.nodes]) > self._budget.saved:
             return False
         self._offered_at = self._turns  # so many nodes take time to draft, whether they run or not
         return True
@@ -284,11 +304,14 @@ class Purse:
         if self._curve.passes < _FRESH or self._turns < self._explored_at + _FRESH or self._budget.saved <= 0.0:
             return None
         for size in [size for size in self._unknown if size <= len(expected)]:
-            hoped = self._curve.hoped(size)
-            loss = token_s * float(expected[nodes] - expected[size - 1]) - float(seconds[nodes]) + hoped
-            if size - 1 != nodes and loss <= self._budget.saved:
-                self._explores_from = float(seconds[nodes]) - token_s * float(expected[nodes] - expected[size - 1])
-                return size - 1
+            rows = int(self._runs[size - 1])
+            other = size - 1
+            if self._counts is not None:  # as many nodes as run in the same rows
+                other = int(np.searchsorted(self._runs[: len(expected)], rows, side="right")) - 1
+            loss = token_s * float(expected[nodes] - expected[other]) - float(seconds[nodes]) + self._curve.hoped(rows)
+            if self._runs[nodes] != rows and loss <= self._budget.saved:
+                self._explores_from = float(seconds[nodes]) - token_s * float(expected[nodes] - expected[other])
+                return other
         return None
 
 

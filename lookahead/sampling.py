@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,6 +35,7 @@ ROW_LOCAL = ROW_PURE | {
 }  # fmt: skip
 # Sums along a row may round differently for one row and for many on an accelerator: only these are safe there.
 SAME_AT_ONCE = ROW_PURE - {hf.TopPLogitsWarper, hf.TypicalLogitsWarper}
+UNSOUND = "probability tensor contains either `inf`, `nan` or element < 0"  # as torch.multinomial says it
 ALL_NODES_LIMIT = 1 << 16  # scores; on a CPU, processing more nodes than are visited costs more than calls save
 
 
@@ -78,6 +80,23 @@ class NoiseLedger:
             self._drawn = columns
 
 
+@dataclass(slots=True)
+class _Judged:
+    """What all nodes of a pass pick, where the logits are.
+
+    Attributes:
+        picks: [B, N] int64.
+        chances: [B, N, V] that they were drawn from; None: they were not drawn.
+        best: tokens and logits [B, N, K] of the best successors; None: not looked for.
+        likeliest: [B, N] the largest of the chances, once they were fetched.
+    """
+
+    picks: Tensor
+    chances: Tensor | None
+    best: tuple[Tensor, Tensor] | None
+    likeliest: FloatArray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+
+
 class Sampler:
     """Picks tokens from the logits of verified nodes.
 
@@ -90,6 +109,7 @@ class Sampler:
         ordered: something else (a stopping criterion of the user's) may draw random numbers between two columns.
         ahead: drafters may look at the noise of coming columns, see `foresee`.
         together: the model has all rows go on by as many tokens.
+        at_once: what all nodes pick is to be found where the logits are, before the host looks, where that is possible.
 
     Attributes:
         lockstep: whether all rows have to be picked together, column by column: a processor that may look at other
@@ -97,8 +117,8 @@ class Sampler:
         grammars: those of the processors that drafters may ask.
         foresight: the noise of coming columns for drafters, where it is known.
         learns: whether it is told what is drawn from.
-        direct: whether the pick of a node is its likeliest token, whatever the text.
-        picks: [B, N] int32, those of all nodes that were loaded last, where `direct`.
+        direct: whether what a node picks does not depend on the text, and is found for all nodes at once.
+        picks: [B, N] int32, those of all nodes that were loaded last, where `direct`; -1: nothing can be drawn there.
     """
 
     def __init__(
@@ -112,15 +132,16 @@ class Sampler:
         ordered: bool = False,
         ahead: bool = False,
         together: bool = False,
+        at_once: bool = False,
     ) -> None:
         self._processors, self._sample, self._rows, self._device = processors, do_sample, rows, device
         self._recorder = recorder
         kinds = {type(p) for p in processors}
         self.needs_ids = not kinds <= ROW_PURE
-        self._at_once = bool(kinds) and kinds <= (ROW_PURE if device.type == "cpu" else SAME_AT_ONCE)
+        pure = ROW_PURE if device.type == "cpu" else SAME_AT_ONCE
+        self._at_once = bool(kinds) and kinds <= pure
         self.grammars: list[GrammarProcessor] = [p for p in processors if type(p) is GrammarProcessor]
         greedy = not do_sample and recorder is None
-        self.direct = greedy and not processors
         self._masked = greedy and kinds == {GrammarProcessor} and len(self.grammars) == 1
         local = kinds <= ROW_LOCAL
         wanted = do_sample and (rows > 1 or ahead)
@@ -129,9 +150,12 @@ class Sampler:
         self.foresight: Foresight | None = None
         self.learns = True
         self._ahead = ahead and ledger
+        self._judges = at_once and recorder is None and kinds <= pure and (ledger or not do_sample)
+        self.direct = (greedy and not processors) or self._judges
         self.lockstep = rows > 1 and (together or not local or (do_sample and not ledger))
         self._logits: Tensor
         self._scores: Tensor | None = None
+        self._judged: _Judged | None = None
         self.picks: IntArray = np.zeros((rows, 0), np.int32)
 
     @property
@@ -144,14 +168,94 @@ class Sampler:
         """Whether a [B, V] block is kept for every column that a row runs ahead."""
         return self._ledger is not None or self._recorder is not None
 
+    def judge(
+        self,
+        logits: Tensor,
+        best: tuple[Tensor, Tensor] | None,
+        columns: Sequence[int],
+        depths: Sequence[IntArray],
+    ) -> Tensor | None:
+        """Find what all nodes of a pass pick, where the logits are, without waiting for it: [B, N] int64, or None.
+
+        Args:
+            logits: [B, N, V]; `load` takes them next.
+            best: tokens and logits [B, N, K] of the best successors, if they were looked for there already.
+            columns: for each row, that of the token behind node 0.
+            depths: of the nodes of each row.
+        """
+        self._judged = None
+        if not self._judges:
+            return None
+        if self._sample or self._processors:
+            scores = self._processors(None, self._as_plain(logits.flatten(0, 1))).view(logits.shape)
+            picks, chances = self._drawn(scores, columns, depths) if self._sample else (scores.argmax(-1), None)
+        else:
+            picks, chances = logits.argmax(-1) if best is None else best[0][..., 0], None
+        self._judged = _Judged(picks, chances, best)
+        return picks
+
+    def _drawn(self, scores: Tensor, columns: Sequence[int], depths: Sequence[IntArray]) -> tuple[Tensor, Tensor]:
+        """Return what all nodes draw with the noise of their columns, [B, N], and the chances, [B, N, V]."""
+        assert self._ledger is not None
+        chances = torch.nn.functional.softmax(scores, dim=-1)
+        rows, nodes, vocab = chances.shape
+        wanted = np.zeros((rows, nodes), np.int64)
+        for row, (column, depth) in enumerate(zip(columns, depths, strict=True)):
+            wanted[row] = column
+            wanted[row, : len(depth)] += depth
+        first = int(wanted.min())
+        noise = torch.stack([self._ledger.noise(c, vocab) for c in range(first, int(wanted.max()) + 1)], 1)
+        index = torch.from_numpy(wanted - first).to(noise.device)
+        picks = (chances / noise[torch.arange(rows, device=noise.device)[:, None], index]).argmax(-1)
+        return picks.masked_fill_(~chances.sum(-1).isfinite(), -1), chances
+
     def load(self, logits: Tensor, top: int) -> tuple[IntArray, FloatArray] | None:
-        """Take the logits [B, N, V] of a pass; return the `top` best successors of all B * N nodes when top > 0."""
+        """Take the logits [B, N, V] of a pass; return the `top` best successors of all B * N nodes when top > 0.
+
+        Waits for what `judge` has found.
+        """
         self._logits, self._scores = logits, None
-        flat = logits.flatten(0, 1)
+        flat, judged = logits.flatten(0, 1), self._judged
+        if judged is not None:
+            return self._fetch(judged, top)
         best = best_tokens(flat.float(), max(top, 1)) if top or self.direct else None
         if self.direct and best is not None:
             self.picks = best[0][:, 0].reshape(logits.shape[:2])
         return best if top else None
+
+    def _fetch(self, judged: _Judged, top: int) -> tuple[IntArray, FloatArray] | None:
+        """Bring picks, and the `top` best successors, to the host in one go."""
+        parts = [judged.picks[..., None].to(torch.int32)]
+        if judged.chances is not None:
+            parts.append(judged.chances.amax(-1, keepdim=True).view(torch.int32))
+        if judged.best is not None:
+            parts += [judged.best[0].to(torch.int32), judged.best[1].view(torch.int32)]
+        held = torch.cat(parts, -1).cpu().numpy()
+        self.picks = np.ascontiguousarray(held[..., 0])
+        if judged.chances is not None:
+            judged.likeliest = np.ascontiguousarray(held[..., 1]).view(np.float32)
+        if not top:
+            return None
+        if judged.best is None:
+            return best_tokens(self._logits.flatten(0, 1).float(), top)
+        count = judged.best[0].shape[-1]
+        found = held[..., held.shape[-1] - 2 * count :].reshape(-1, 2 * count)
+        kept = min(top, count)
+        return np.ascontiguousarray(found[:, :kept]), np.ascontiguousarray(found[:, count : count + kept]).view(np.float32)
+
+    @property
+    def sound(self) -> bool:
+        """Whether something can be drawn at every node, where `direct`."""
+        return self._judged is None or self._judged.chances is None or bool((self.picks >= 0).all())
+
+    def learn(self, paths: Sequence[Sequence[int]]) -> None:
+        """Let what is usual be learnt from what was drawn at the visited nodes of each row, if that is known only now."""
+        judged = self._judged
+        if judged is None or judged.chances is None or self.foresight is None or not self.learns:
+            return
+        for row, path in enumerate(paths):
+            nodes = torch.from_numpy(np.array(path, np.int64)).to(judged.chances.device)
+            self.foresight.usual.learn(judged.chances[row, nodes], judged.likeliest[row, list(path)].tolist())
 
     def foresee(self, usual: Usual, prompt: Tensor, vocab: int) -> None:
         """Let drafters look at the noise of coming columns, where it is known.
@@ -176,6 +280,8 @@ class Sampler:
             depth: [N] of all nodes.
         """
         assert self.foresight is not None
+        if self._judged is not None:
+            return self.picks[row, nodes]
         scores = self._as_plain(self._logits[row, torch.from_numpy(nodes.astype(np.int64)).to(self._logits.device)])
         for processor in self._processors:
             if type(processor) in SAME_AT_ONCE:
@@ -190,7 +296,10 @@ class Sampler:
                 `needs_ids` is false.
         """
         if self.direct:
-            return {row: int(self.picks[row, node]) for row, node in nodes.items()}
+            picked = {row: int(self.picks[row, node]) for row, node in nodes.items()}
+            if min(picked.values()) < 0:
+                raise RuntimeError(UNSOUND)
+            return picked
         if self._masked and ids is not None:
             return {row: self.grammars[0].best(row, ids, self._logits[row, node]) for row, node in nodes.items()}
         for grammar in self.grammars:
@@ -246,7 +355,7 @@ class Sampler:
             return torch.multinomial(probs, num_samples=1).squeeze(1)
         judged = probs if len(picking) == len(rows) else probs[[rows.index(row) for row in picking]]
         if not bool(torch.isfinite(judged.sum())):
-            raise RuntimeError("probability tensor contains either `inf`, `nan` or element < 0")
+            raise RuntimeError(UNSOUND)
         if self.foresight is not None and self.learns:
             self.foresight.usual.learn(judged)
         noise = self._ledger.noise(column, probs.shape[-1])

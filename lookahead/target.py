@@ -60,8 +60,11 @@ class Target:
         encoder: what a decoder is given of its encoder, and `cross`, the cache of that.
 
     Attributes:
+        best: None: the best successors of nodes are looked for by whoever needs them.
         prepared_s: what the latest inputs of the model took: tokens, positions, mask.
     """
+
+    best: tuple[Tensor, Tensor] | None = None
 
     def __init__(
         self,
@@ -180,6 +183,15 @@ class Target:
             if self.cache.wants_realign():
                 self.cache.realign()
                 self._masks.realign([len(self.cache.generated(row)) for row in range(len(paths))])
+
+    def accept(self, picks: Tensor) -> None:
+        """Do nothing: here rows are kept when the host knows which."""
+
+    def forget_behind(self) -> None:
+        """Do nothing: here a pass sees nothing behind its own rows."""
+
+    def close(self) -> None:
+        """Do nothing: what it holds is freed with it."""
 
     def drop(self, row: int, count: int) -> None:
         """Forget the last `count` kept tokens of `row`."""

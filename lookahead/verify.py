@@ -19,8 +19,10 @@ def walk(drafts: Sequence[Draft], sampler: Sampler, progress: Progress) -> list[
     soon as every row has it. The draft is a fixed token, hence picking and comparing is speculative sampling for point
     drafts (Leviathan et al. 2023; Chen et al. 2023), with the very draws of plain sampling.
     """
-    if sampler.direct and progress.takes_runs:
-        return [_run_down(drafts[0], sampler.picks[0], progress)]
+    if sampler.direct and sampler.sound and progress.takes_runs:
+        path = _run_down(drafts[0], sampler.picks[0], progress)
+        sampler.release(progress.settled)
+        return [path]
     paths: list[list[int]] = [[] for _ in drafts]
     nodes = {row: 0 for row in range(len(drafts)) if progress.is_open(row)}
     while nodes and not progress.done:
