@@ -15,8 +15,8 @@ from lookahead.cost import CostCurve, assumed_slope
 from lookahead.curves import Curves
 from lookahead.errors import InvalidArgument
 from lookahead.purse import ASKING, Purse
-from lookahead.static.shapes import MAX_NODES, Counts
 from lookahead.recent import Slope, UsualRate
+from lookahead.static.shapes import MAX_NODES, Counts
 from lookahead.switch import Switch
 from lookahead.trust import UsualTrust
 

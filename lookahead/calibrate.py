@@ -14,13 +14,12 @@ from transformers.cache_utils import DynamicCache
 from lookahead.cache import opened
 from lookahead.cost import KNOTS
 from lookahead.curves import Curve, key_of, setting_of
-from lookahead.decode import TOP
 from lookahead.draft import Draft
 from lookahead.errors import InvalidArgument, UnsupportedModel
 from lookahead.families import require_usable, text_config, vocabulary
 from lookahead.support import family_of
 from lookahead.target import Target
-from lookahead.topk import best_tokens
+from lookahead.topk import TOP, best_tokens
 
 CONTEXT, MOST, ROUNDS = 256, 64, 9
 

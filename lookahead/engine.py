@@ -497,8 +497,8 @@ def generate(
             output is what `model.generate()` gives with `grammar.processor(tokenizer, eos_token_id=…)` as the last
             of your logits processors, its end tokens those of the call, and drafts follow it. Needs `tokenizer=`. With
             `custom_generate=la` pass that processor instead.
-        drafter, sources, nodes, budget, pool, remember, static, invariant: see `Lookahead`; a pool given as a directory is closed at the
-            end.
+        drafter, sources, nodes, budget, pool, remember, static, invariant: see `Lookahead`; a pool given as a
+            directory is closed at the end.
 
     >>> lookahead.generate(model, **tokenizer("def add(", return_tensors="pt"), max_new_tokens=64)
     """

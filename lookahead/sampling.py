@@ -241,7 +241,9 @@ class Sampler:
         count = judged.best[0].shape[-1]
         found = held[..., held.shape[-1] - 2 * count :].reshape(-1, 2 * count)
         kept = min(top, count)
-        return np.ascontiguousarray(found[:, :kept]), np.ascontiguousarray(found[:, count : count + kept]).view(np.float32)
+        return np.ascontiguousarray(found[:, :kept]), np.ascontiguousarray(found[:, count : count + kept]).view(
+            np.float32
+        )
 
     @property
     def sound(self) -> bool:
@@ -249,7 +251,7 @@ class Sampler:
         return self._judged is None or self._judged.chances is None or bool((self.picks >= 0).all())
 
     def learn(self, paths: Sequence[Sequence[int]]) -> None:
-        """Let what is usual be learnt from what was drawn at the visited nodes of each row, if that is known only now."""
+        """Let what is usual be learnt from what was drawn at the visited nodes of each row, where that is known now."""
         judged = self._judged
         if judged is None or judged.chances is None or self.foresight is None or not self.learns:
             return
@@ -281,7 +283,8 @@ class Sampler:
         """
         assert self.foresight is not None
         if self._judged is not None:
-            return self.picks[row, nodes]
+            foreseen: IntArray = self.picks[row, nodes]
+            return foreseen
         scores = self._as_plain(self._logits[row, torch.from_numpy(nodes.astype(np.int64)).to(self._logits.device)])
         for processor in self._processors:
             if type(processor) in SAME_AT_ONCE:

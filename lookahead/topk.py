@@ -55,8 +55,8 @@ def best_there(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     count = min(count, width)
     lanes = width // LANE
     if lanes > 2 * count:
-        # Sorting a few lanes is much less work than sorting all; the rest of the row is a lane that is always looked at.
-        full = logits[:, : lanes * LANE].unflatten(-1, (lanes, LANE))
+        # Sorting a few lanes is much less work than sorting all; what is left of a row is always looked at.
+        full = logits[:, : lanes * LANE].reshape(rows, lanes, LANE)
         chosen = full.amax(-1).topk(count, sorted=False).indices
         places = (chosen[:, :, None] * LANE + torch.arange(LANE, device=logits.device)).flatten(1)
         rest = torch.arange(lanes * LANE, width, device=logits.device).expand(rows, -1)

@@ -32,6 +32,7 @@ def pytest_configure(config: Any) -> None:
     profile("lookahead", derandomize=True, **fixed)
     profile("law", derandomize=seed is None, max_examples=examples, **fixed)
     profile("side_law", derandomize=seed is None, max_examples=max(10, min(examples // 5, 200)), **fixed)
+    profile("third_law", derandomize=seed is None, max_examples=max(10, examples // 3), **fixed)
     hypothesis.settings.load_profile("lookahead")
     if seed is not None:
         hypothesis.core.global_force_seed = seed

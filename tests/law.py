@@ -40,6 +40,8 @@ LIMITS = {
     "block": ["lookahead.cache.BLOCK", "lookahead.engine.BLOCK"],
     "foreseen": ["lookahead.foresight.AHEAD"],
     "room": ["lookahead.foresight.ROOM"],
+    "slots": ["lookahead.static.shapes.STEP"],
+    "known": ["lookahead.engine.ROOM"],
 }
 """Constants that a case may set, so that short texts reach what only long ones would."""
 
@@ -77,6 +79,7 @@ class Case:
         poison: the oracle's errors are a token that turns whoever attends to it to NaN; plain must not pick it.
         grammar: what all rows must be: a JSON Schema as text, "regex:…" or "lark:…"; or a tuple of those, one for each
             row ("": free). Such cases have a larger vocabulary. The way in is `grammar=`; for "custom", the processor.
+        way: "dynamic", "static", or "invariant": the shapes of passes.
         budget: "fixed", "dice" (decides at random), or "clock" (the automatic one by a clock that goes as it likes);
             with both `nodes` is the most.
     """
@@ -109,6 +112,7 @@ class Case:
     poison: bool = False
     grammar: str | tuple[str, ...] = ""
     budget: str = "fixed"
+    way: str = "dynamic"
 
     def __repr__(self) -> str:
         given = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
@@ -229,9 +233,15 @@ def door(case: Case, model: Any, la: Lookahead) -> Callable[..., Any]:
 
 def lookahead_of(case: Case, model: Any, plain: Result) -> Lookahead:
     """Return the `Lookahead` of `case`; one that asks a pool also adds to it."""
+    options = nodes_of(case) | ways_of(case)
     if "pool" not in case.drafter.split("+"):
-        return Lookahead(model, drafter=drafter(case, plain), **nodes_of(case))
-    return Lookahead(model, sources=sources_of(case), pool=pool_of(case, plain), **nodes_of(case))
+        return Lookahead(model, drafter=drafter(case, plain), **options)
+    return Lookahead(model, sources=sources_of(case), pool=pool_of(case, plain), **options)
+
+
+def ways_of(case: Case) -> dict[str, Any]:
+    """Return the arguments that say which shapes the passes of `case` have."""
+    return {"static": case.way != "dynamic", "invariant": case.way == "invariant"}
 
 
 def nodes_of(case: Case) -> dict[str, Any]:
@@ -408,6 +418,12 @@ BATTERY = (
     replace(_BATCH, family="llama4_text", seed=17, new=28, error=0.0),
     Case(family="qwen3_next", seed=18, rows=2, mask="left", new=24, error=0.3),
     replace(_BATCH, family="bloom", seed=19, new=24),
+    Case(way="static", seed=20, new=32, drafter="adversary", limits=(("slots", 8), ("known", 4)), poison=True),
+    replace(_BATCH, way="static", seed=21, new=32, drafter="relay", eos=(1, 7), limits=(("slots", 8),), sample=True),
+    replace(_BATCH, way="static", family="gemma3_text", seed=22, new=28, output="ids", drafter="adversary"),
+    replace(_BATCH, way="static", family="llama4_text", seed=23, new=28, error=0.0, output="ids", sample=True),
+    Case(way="static", seed=24, new=40, sample=True, output="ids", drafter="adversary", options=(("top_k", 10),)),
+    Case(way="invariant", family="qwen3", seed=25, rows=3, mask="left", new=32, eos=(4,), output="ids"),
 )
 """A few cases that between them reach every part; each planted bug has to make one of them fail."""
 
@@ -424,7 +440,7 @@ def assert_steps_fit(case: Case) -> Watcher:
         model = model_of(case)
         plain = run(case, model.generate)
         watcher = Watcher(drafter(case, plain))
-        la = Lookahead(model, drafter=watcher, **nodes_of(case))
+        la = Lookahead(model, drafter=watcher, **nodes_of(case), **ways_of(case))
         ours = run(case, door(case, model, la), la)
         if (found := difference(plain, ours)) is not None:
             raise AssertionError(f"{case!r}\n{found}") from ours.error

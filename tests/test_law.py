@@ -14,14 +14,27 @@ import pytest
 import torch
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from law import BATTERY, MANY_EOS, Case, assert_exact, assert_steps_fit, drafter, probes_of, run
+from law import (
+    BATTERY,
+    MANY_EOS,
+    Case,
+    assert_exact,
+    assert_steps_fit,
+    drafter,
+    model_of,
+    probes_of,
+    run,
+    ways_of,
+)
 from models import ATTENTION, FAMILIES, RELEASE, WORDS, tiny
 from transformers import TopKLogitsWarper
 from users import CRITERIA, PROCESSORS
 
-from lookahead import Lookahead
+from lookahead import Lookahead, UnsupportedModel
 from lookahead.cache import TreeCache
 from lookahead.progress import Progress
+from lookahead.static.choice import static_of
+from lookahead.support import family_of
 
 pytestmark = [
     pytest.mark.law,
@@ -76,6 +89,8 @@ LIMIT = {
     "block": st.integers(1, 4),
     "foreseen": st.integers(0, 4),
     "room": st.sampled_from((0, 47, 48, 100, 400)),
+    "slots": st.integers(1, 40),
+    "known": st.integers(0, 8),
 }
 STOP_STRINGS = ((), (), (), ("a",), ("th", "9"), ("ab", "ca", "e"))
 GROWN = ("prompt", "pool", "prompt+pool+recycle", "recycle+prompt", "jacobi", "leaping", "prompt+recycle+jacobi")
@@ -146,8 +161,20 @@ def cases(draw: Any, **fixed: Any) -> Case:
         "door": where,
         "calls": draw(st.sampled_from((1, 1, 2))),
         "limits": draw(some_of(LIMIT, 3)),
+        "way": draw(st.sampled_from(("dynamic", "static", "static", "invariant"))),
     }
-    return Case(**arguments | fixed)
+    return in_its_way(Case(**arguments | fixed))
+
+
+def in_its_way(case: Case) -> Case:
+    """Return the case, in passes of other shapes where it does not go in those that it names."""
+    if case.way == "invariant" and (case.nodes > 31 or probes_of(case)):
+        case = replace(case, way="static")
+    try:
+        static_of(model_of(case), family_of(model_of(case)), **ways_of(case))
+    except UnsupportedModel:
+        return replace(case, way="dynamic")
+    return case
 
 
 QUICK = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]

@@ -51,7 +51,7 @@ def _varies(model: Any) -> str:
     if any(int(getattr(config, name, None) or 0) > 1 for name in _EXPERTS):
         return "its experts multiply as many rows as are routed to them, drafts included"
     if getattr(model, "hf_quantizer", None) is not None:
-        return f"it is quantized, and kernels for that may depend on all rows of a pass"
+        return "it is quantized, and kernels for that may depend on all rows of a pass"
     return ""
 
 

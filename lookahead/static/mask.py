@@ -58,4 +58,5 @@ class StaticMasks:
         start = queries - reach.sliding + 1
         if reach.chunk:
             start = queries - (queries - self._first[:, None]) % reach.chunk
-        return places[:, None] >= start[:, :, None]
+        near: Tensor = places[:, None] >= start[:, :, None]
+        return near

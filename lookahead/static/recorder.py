@@ -58,7 +58,7 @@ class Graphs:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._stream = device, torch.cuda.Stream(device)
+        self._device, self._stream = device, torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pools: dict[Hashable, Any] = {}
         self._seen: set[tuple[Hashable, ...]] = set()
         self._graphs: dict[tuple[Hashable, ...], tuple[Any, Any]] = {}

@@ -16,7 +16,7 @@ FIXED = 32
 MAX_NODES = 4096
 """Drafted nodes of a row that anybody may ask for."""
 
-_STEP = 256  # slots; capacities are 1, 2, 3, 4, 6, 8, 12, 16, … times this
+STEP = 256  # slots; capacities are 1, 2, 3, 4, 6, 8, 12, 16, … times this
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,6 @@ def capacity(slots: int) -> int:
     >>> capacity(256), capacity(257), capacity(1100)
     (256, 512, 1536)
     """
-    steps = -(-max(slots, 1) // _STEP)
+    steps = -(-max(slots, 1) // STEP)
     power = 1 << (steps.bit_length() - 1)
-    return _STEP * next(size for size in (power, power + power // 2, 2 * power) if size >= steps)
+    return STEP * next(size for size in (power, power + power // 2, 2 * power) if size >= steps)

@@ -20,7 +20,6 @@ from lookahead.static.space import Space, spaces_of, state_of
 from lookahead.target import Watch
 from lookahead.topk import TOP, best_there
 
-
 ROOM = 1024  # generated tokens that a cache is made for at first; longer texts go on in larger ones
 
 
@@ -130,9 +129,12 @@ class StaticTarget:
         if self._family.positions:
             given["position_ids"] = board.positions
         cache = {self._family.cache: space.cache}
-        logits: Tensor = self._model(**cache, use_cache=True, return_dict=True, **given, **dict(self._family.inputs)).logits
+        logits: Tensor = self._model(
+            **cache, use_cache=True, return_dict=True, **given, **dict(self._family.inputs)
+        ).logits
         tokens, values = best_there(logits.flatten(0, 1), TOP)
-        return logits, tokens.unflatten(0, logits.shape[:2]), values.unflatten(0, logits.shape[:2])
+        shape = (*logits.shape[:2], tokens.shape[-1])
+        return logits, tokens.view(shape), values.view(shape)
 
     def accept(self, picks: Tensor) -> None:
         """Move the rows of the nodes together that `picks` ([B, N], of every node) lead to, before the host knows them.
