@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers.generation import GenerationMixin
 
+from lookahead.attention import implementation_of
 from lookahead.cache import NAME
 from lookahead.errors import UnsupportedModel
 from lookahead.mask import Reach
@@ -208,7 +209,7 @@ def require_usable(model: Any, *, prompt: int, longest: int) -> None:
 
 
 def _attention(config: Any) -> str | None:
-    kind = config._attn_implementation
+    kind = implementation_of(config)
     if kind in ATTENTION:
         return None
     return (

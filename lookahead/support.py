@@ -16,6 +16,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import MoEModelOutput
 
+from lookahead.attention import implementation_of
 from lookahead.cache import joined, opened
 from lookahead.draft import Draft
 from lookahead.errors import LookaheadError, UnsupportedModel
@@ -85,7 +86,7 @@ _ONE_AT_A_TIME = RLock()
 def _known(model: Any) -> Support:
     """Return what was found out about `model` as it is loaded."""
     config = text_config(model)
-    way = (config._attn_implementation, model.dtype, *(getattr(config, name, None) for name in _WINDOWS))
+    way = (implementation_of(config), model.dtype, *(getattr(config, name, None) for name in _WINDOWS))
     with _ONE_AT_A_TIME:
         found = _FOUND.setdefault(model, {})
         if way not in found:

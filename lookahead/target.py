@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from lookahead.attention import shared_heads
 from lookahead.cache import TreeCache, joined
 from lookahead.draft import Draft
-from lookahead.families import Family
+from lookahead.families import Family, text_config
 from lookahead.mask import TreeMasks
 from lookahead.states import StateCache
 
@@ -79,7 +80,7 @@ class Target:
         cross: DynamicCache | None = None,
     ) -> None:
         self._model, self._family, self._inputs = model, family, dict(family.inputs) | dict(encoder)
-        self._table = family.table
+        self._table, self._config = family.table, text_config(model)
         rows = last_position.shape[0]
         self._states = StateCache(cache, rows=rows, prompt=int(last_position.max()) + 1) if family.state else None
         tree = None if family.state else TreeCache(cache, rows=rows, room=room)
@@ -157,7 +158,7 @@ class Target:
         if self._family.positions:
             given["position_ids"] = positions
         self.prepared_s = time.perf_counter() - begin
-        with self._watch:
+        with self._watch, shared_heads(self._config):
             outputs = self._model(
                 **{self._family.cache: self._cache}, use_cache=True, return_dict=True, **given, **self._inputs
             )

@@ -9,10 +9,11 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from lookahead.families import Family
+from lookahead.attention import implementation_of
+from lookahead.families import Family, text_config
 from lookahead.static.board import Board
 from lookahead.static.cache import StaticCache
 from lookahead.static.mask import StaticMasks
@@ -125,7 +126,7 @@ def spaces_of(model: Any) -> Spaces:
         return _OF.setdefault(model, Spaces())
 
 
-def state_of(model: nn.Module) -> Hashable:
+def state_of(model: Any) -> Hashable:
     """Return what a recorded graph has of a model besides the values of its weights: where they are, and what runs.
 
     A graph reads weights where they were, and runs the code that ran; adapters that are switched on, hooks, and weights
@@ -144,6 +145,4 @@ def state_of(model: nn.Module) -> Hashable:
         )
         for module in model.modules()
     )
-    config = getattr(model, "config", None)
-    attention = getattr(config, "_attn_implementation", None)
-    return hash((weights, modules, attention))
+    return hash((weights, modules, implementation_of(text_config(model))))

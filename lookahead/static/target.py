@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from lookahead.attention import shared_heads
 from lookahead.draft import Draft
-from lookahead.families import Family
+from lookahead.families import Family, text_config
 from lookahead.static.cache import StaticCache
 from lookahead.static.shapes import Counts, capacity
 from lookahead.static.space import Space, spaces_of, state_of
@@ -56,7 +57,7 @@ class StaticTarget:
         chains: bool = False,
     ) -> None:
         self._model, self._family, self._counts, self._chains = model, family, counts, chains
-        self._rows = last_position.shape[0]
+        self._rows, self._config = last_position.shape[0], text_config(model)
         self._state = state_of(model)
         self._space = self._made(cache, int(cache.get_seq_length()) + room)
         self._device = self._space.cache.device
@@ -129,9 +130,10 @@ class StaticTarget:
         if self._family.positions:
             given["position_ids"] = board.positions
         cache = {self._family.cache: space.cache}
-        logits: Tensor = self._model(
-            **cache, use_cache=True, return_dict=True, **given, **dict(self._family.inputs)
-        ).logits
+        with shared_heads(self._config):
+            logits: Tensor = self._model(
+                **cache, use_cache=True, return_dict=True, **given, **dict(self._family.inputs)
+            ).logits
         tokens, values = best_there(logits.flatten(0, 1), TOP)
         shape = (*logits.shape[:2], tokens.shape[-1])
         return logits, tokens.view(shape), values.view(shape)
