@@ -59,10 +59,10 @@ def attend(
         )
         return found
     rows = batch * key.shape[1]
-    shared = [one.reshape(rows, 1, *one.shape[2:]).expand(-1, groups, -1, -1) for one in (key, value)]
+    keys, values = (one.reshape(rows, 1, *one.shape[2:]).expand(-1, groups, -1, -1) for one in (key, value))
     mask = attention_mask if batch == 1 else attention_mask.repeat_interleave(key.shape[1], 0)
     output = torch.nn.functional.scaled_dot_product_attention(
-        query.reshape(rows, groups, nodes, width), *shared, attn_mask=mask, dropout_p=dropout, scale=scaling
+        query.reshape(rows, groups, nodes, width), keys, values, attn_mask=mask, dropout_p=dropout, scale=scaling
     )
     return output.reshape(batch, heads, nodes, -1).transpose(1, 2).contiguous(), None
 

@@ -47,23 +47,25 @@ def test_the_bits_are_those_of_transformers(
 
 
 def test_what_only_transformers_can_do_is_left_to_it() -> None:
+    states, mask = torch.randn(1, 4, 3, 8), torch.zeros(1, 1, 3, 3)
+    module = SimpleNamespace(num_key_value_groups=2)
     with pytest.raises(ValueError, match="softcap"):
-        states = torch.randn(1, 4, 3, 8)
-        attend(
-            SimpleNamespace(num_key_value_groups=2), states, states[:, :2], states[:, :2], torch.zeros(1, 1, 3, 3),
-            softcap=3.0,
-        )  # fmt: skip
+        attend(module, states, states[:, :2], states[:, :2], mask, softcap=3.0)
 
 
 def test_a_config_is_left_as_it_was() -> None:
     config = tiny("llama").config
-    with pytest.raises(ZeroDivisionError), shared_heads(config):
-        assert config._attn_implementation == NAME
-        assert implementation_of(config) == "sdpa"
+
+    def fail() -> None:
         with shared_heads(config):
             assert config._attn_implementation == NAME
-        assert config._attn_implementation == NAME
-        _ = 1 / 0
+            assert implementation_of(config) == "sdpa"
+            with shared_heads(config):
+                assert config._attn_implementation == NAME
+            assert config._attn_implementation == NAME
+            raise ZeroDivisionError
+
+    pytest.raises(ZeroDivisionError, fail)
     assert config._attn_implementation == "sdpa"
 
 
