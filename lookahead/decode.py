@@ -41,6 +41,7 @@ class Turn:
         offered: what the drafters of the rows that draft proposed.
         proposed: what of that may run, of which `drafts` are a part.
         asking_s: for each row that drafts, the seconds of its draft and of what is learnt from it.
+        prepared_s, model_s: what inputs and model took of the pass.
         laps: the seconds of drafting, verifying, keeping and learning.
     """
 
@@ -57,6 +58,8 @@ class Turn:
     proposed: dict[int, Draft] = field(default_factory=dict)
     masks: int = 0
     asking_s: dict[int, float] = field(default_factory=dict)
+    prepared_s: float = 0.0
+    model_s: float = 0.0
     laps: list[float] = field(default_factory=list)
 
     @property
@@ -105,6 +108,7 @@ class Decoder:
             sampler.foresight = None
         self.passes: list[Pass] = []
         self._account_s = 0.0  # what it took to account for the last step, for each row that drafted
+        self._open: Turn | None = None  # the step that is not accounted for yet
 
     def run(self, prefill: Tensor) -> None:
         """Generate until every row is done. `prefill`: [B, 1, V], the logits after the prompt."""
@@ -114,11 +118,17 @@ class Decoder:
         self._sampler.learn(walk(roots, self._sampler, self._progress))
         for row in range(self._progress.rows):
             self._contexts.extend(row, 0, self._progress.new_tokens(row, 0))
-        while not self._progress.done:
-            self.passes.append(self.step())
+        try:
+            while not self._progress.done:
+                self.step()
+        finally:
+            self._catch_up()
 
-    def step(self) -> Pass:
-        """Run one pass over the trees of all rows."""
+    def step(self) -> None:
+        """Run one pass over the trees of all rows.
+
+        Where the model runs on a device of its own, the step is accounted for while that is at work on the next one.
+        """
         turn = self._begin()
         self._draft(turn)
         turn.lap()
@@ -128,7 +138,15 @@ class Decoder:
         turn.lap()
         self._learn(turn)
         turn.lap()
-        return self._account(turn)
+        self._open = turn
+        if not self._target.runs_apart:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Account for the step that is not accounted for yet."""
+        turn, self._open = self._open, None
+        if turn is not None:
+            self.passes.append(self._account(turn))
 
     def _begin(self) -> Turn:
         begin, progress = time.perf_counter(), self._progress
@@ -244,6 +262,7 @@ class Decoder:
         turn.paths = walk(turn.drafts, self._sampler, self._progress)
         self._sampler.learn(turn.paths)
         turn.masks = self._masks - before
+        turn.prepared_s, turn.model_s = self._target.prepared_s, self._target.seconds
 
     def _forward(self, turn: Turn) -> None:
         """Run the pass; set what ran, and the best successors of its nodes where somebody learns from them.
@@ -267,6 +286,7 @@ class Decoder:
         if picks is not None:
             self._target.accept(picks)
         if self._target.runs_apart:
+            self._catch_up()
             self._complete_masks(turn.drafts)
         return self._sampler.load(logits, top)
 
@@ -325,11 +345,11 @@ class Decoder:
 
     def _account(self, turn: Turn) -> Pass:
         """Tell the budget what the step took and brought, and everybody else."""
+        begin = time.perf_counter()
         committed = tuple(
             max(length - start, 0) for length, start in zip(self._progress.length, turn.starts, strict=True)
         )
         draft_s, verified_s, cache_s, learn_s = turn.laps
-        prepared_s, model_s = self._target.prepared_s, self._target.seconds
         self._purse.observe(
             Spent(
                 size=turn.size,
@@ -340,11 +360,12 @@ class Decoder:
                 asking_s={row: seconds + self._account_s for row, seconds in turn.asking_s.items()},
                 grown=(sum(len(draft) - 1 for draft in turn.proposed.values()), draft_s),
                 tokens={row: min(committed[row], len(turn.paths[row])) for row in turn.going},
+                choice=turn.choice,
             ),
             [(draft, self._progress.new_tokens(row, turn.starts[row])) for row, draft in turn.proposed.items()],
         )
-        turn.lap()
-        self._account_s = turn.laps[-1] / max(len(turn.asked), 1)
+        account_s = 0.0 if self._target.runs_apart else time.perf_counter() - begin
+        self._account_s = account_s / max(len(turn.asked), 1)
         return Pass(
             turn.size,
             committed,
@@ -353,12 +374,12 @@ class Decoder:
             token_s=turn.choice.token_s,
             row_s=turn.choice.row_s,
             draft_s=draft_s,
-            mask_s=prepared_s,
-            model_s=model_s,
-            verify_s=max(verified_s - prepared_s - model_s, 0.0),
+            mask_s=turn.prepared_s,
+            model_s=turn.model_s,
+            verify_s=max(verified_s - turn.prepared_s - turn.model_s, 0.0),
             cache_s=cache_s,
             learn_s=learn_s,
-            step_s=turn.seconds,
+            step_s=turn.seconds + account_s,
             sources=shares([(turn.drafts[row], turn.paths[row], self._drafters[row].costs) for row in turn.asked]),
             trees=Grown((row, turn.offered[row], turn.drafts[row], turn.paths[row]) for row in turn.asked),
         )

@@ -62,6 +62,7 @@ class Spent:
         asking_s: for each row that drafted, the seconds of its draft and of what was learnt from it.
         grown: nodes that were drafted, and the seconds that this took.
         tokens: for each open row, what it committed.
+        choice: what was chosen for it.
     """
 
     size: int
@@ -72,6 +73,7 @@ class Spent:
     asking_s: Mapping[int, float]
     grown: tuple[int, float]
     tokens: Mapping[int, int]
+    choice: Choice
 
 
 class Purse:
@@ -200,6 +202,7 @@ class Purse:
         other = self._explored(expected, seconds, nodes, token_s)
         if other is not None:
             nodes, why = other, "explores"
+            self._explored_at = self._turns + 1
         row_s = float(seconds[nodes] - seconds[nodes - 1]) if nodes else self._row_s(probes)
         if self._counts is not None:  # where rows come many at a time, most nodes would seem to cost nothing
             row_s = self._row_s(probes + nodes)
@@ -225,8 +228,7 @@ class Purse:
         if self._budget.fixed:
             return
         budget = self._budget
-        if self._last.why == "explores":
-            self._explored_at = self._turns
+        if spent.choice.why == "explores":
             self._unknown = self._untried()
             budget.saved -= max(spent.pass_s - self._explores_from, 0.0)
         if self._known:
@@ -242,7 +244,7 @@ class Purse:
         extra_s = self._seconds_of(spent.size) - plain_s
         more = tokens - rows
         # What the next pass may be expected to bring, if the last one was expected to.
-        promised = ((self._last.expected - rows) * plain_s / rows - extra_s) / max(len(spent.asking_s), 1)
+        promised = ((spent.choice.expected - rows) * plain_s / rows - extra_s) / max(len(spent.asking_s), 1)
         for row, count in spent.tokens.items():
             gain, price = 0.0, 0.0
             if row in spent.asking_s:
@@ -250,7 +252,7 @@ class Purse:
                 share = (count - 1) / more if more > 0 else 1.0 / len(spent.asking_s)
                 gain = (count - 1) * plain_s / rows - extra_s * share
                 price = min(spent.asking_s[row], self._rate.usual_s)  # compiling is no price
-                if self._last.why == "explores":  # its size was not chosen to pay
+                if spent.choice.why == "explores":  # its size was not chosen to pay
                     gain = max(gain, price)
             self._switches[row].observe(self._elapsed_s / rows, gain=gain, price=price)
             if price and promised >= MARGIN * price:

@@ -120,6 +120,7 @@ class Machine:
             asking_s=asking_s,
             grown=(sum(len(draft) - 1 for draft in proposed.values()), sum(asking_s.values())),
             tokens=tokens,
+            choice=choice,
         )
         self.purse.observe(spent, [(proposed[row], followed[row][: tokens[row]]) for row in asked])
         return Ran(choice, size, len(asked), tokens, sum(asking_s.values()), spent.step_s)

@@ -65,7 +65,8 @@ def test_a_config_is_left_as_it_was() -> None:
             assert config._attn_implementation == NAME
             raise ZeroDivisionError
 
-    pytest.raises(ZeroDivisionError, fail)
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert config._attn_implementation == "sdpa"
 
 

@@ -22,7 +22,7 @@ import lookahead
 from lookahead import Budget, InvalidArgument, Jacobi, Lookahead, purse
 from lookahead.budget import MAX_NODES
 from lookahead.draft import Draft
-from lookahead.purse import Spent
+from lookahead.purse import Choice, Spent
 from lookahead.testing import Adversary
 from lookahead.trace import WHY
 
@@ -340,9 +340,8 @@ def test_for_any_times_and_drafts_it_chooses_what_there_is(
         pass_s = draw(times)
         tokens = {row: draw(st.integers(0, 5)) for row in going}
         grown = sum(len(draft) - 1 for draft in probed.values()), sum(asking_s.values())
-        spent = Spent(
-            size, draw(st.integers(0, 5000)), 0, pass_s, pass_s + sum(asking_s.values()), asking_s, grown, tokens
-        )
+        step_s = pass_s + sum(asking_s.values())
+        spent = Spent(size, draw(st.integers(0, 5000)), 0, pass_s, step_s, asking_s, grown, tokens, choice)
         purse.observe(spent, [(probed[row], np.zeros(tokens[row], np.int64)) for row in asked])
 
 
@@ -433,7 +432,8 @@ def test_what_ran_for_nothing_is_charged_to_those_that_drafted() -> None:
         size, asking_s = (1, {}) if number < 8 else (33, {0: 0.0, 1: 0.0})
         purse.prepare(2, 100)
         seconds = 0.01 * (1 + 0.02 * (size - 1))
-        purse.observe(Spent(size, 100, 0, seconds, seconds, asking_s, (64, 0.0), {0: 1, 1: 1}), [])
+        choice = Choice(size - 1, "pays", 2.0)
+        purse.observe(Spent(size, 100, 0, seconds, seconds, asking_s, (64, 0.0), {0: 1, 1: 1}, choice), [])
     assert not purse.trusts(0)
     assert not purse.trusts(1)
 

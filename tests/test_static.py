@@ -27,7 +27,7 @@ from lookahead.static.cache import StaticCache
 from lookahead.static.mask import StaticMasks
 from lookahead.static.shapes import COUNTS, FIXED, Counts, capacity
 from lookahead.static.space import KEPT, spaces_of
-from lookahead.static.target import accepted_order
+from lookahead.static.target import StaticTarget, accepted_order
 from lookahead.testing import Oracle
 from lookahead.topk import best_there, best_tokens
 from lookahead.verify import descend
@@ -192,11 +192,14 @@ def test_what_was_recorded_serves_later_texts(family: str) -> None:
         zoo(family)
     spaces_of(model_of(Case(family=family))).clear()
     base = Case(family=family, way="static", new=24, calls=2, output="ids")
-    with mock.patch.object(space, "Plainly", recorder):
+    apart = mock.patch.object(StaticTarget, "runs_apart", True)  # steps are accounted for while the next one runs
+    with mock.patch.object(space, "Plainly", recorder), apart:
         assert_exact(replace(base, seed=1, drafter="adversary"))
         assert_exact(replace(base, seed=2, prompt=40, drafter="oracle"))
         assert_exact(replace(base, seed=3, rows=3, mask="left", drafter="relay", sample=True, eos=(1, 7)))
         assert_exact(replace(base, seed=4, rows=2, mask="left", options=(("repetition_penalty", 1.3),)))
+        if family == "llama":
+            assert_exact(replace(base, seed=5, rows=2, grammar=("regex:[a-f]{3,30}", ""), drafter="prompt+recycle"))
     spaces_of(model_of(base)).clear()
     if any("score" in one.refused for one in made):
         assert family in (*EXPERTS, "llama4_text", "gpt_oss"), "only experts look into tensors"
