@@ -9,6 +9,7 @@ from copy import copy
 from functools import cached_property
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from transformers.generation import (
     GenerateDecoderOnlyOutput,
@@ -80,6 +81,8 @@ class Lookahead:
         invariant: run every pass over 32 rows, and drafts as chains, so that the output is bitwise the same with any
             drafter, any budget and none, in low precision too; in which a `Lookahead` is otherwise as near to plain
             `generate()` as that is to itself with other batches (`docs/exactness.md`).
+        compile: run passes of fixed shapes as `torch.compile` makes them, which takes a while for each number of rows,
+            and rounds a little differently.
 
     Raises:
         InvalidArgument: `nodes` is neither "auto" nor a whole number in [0, 4096], `drafter` is no `Drafter`, …
@@ -108,6 +111,7 @@ class Lookahead:
         remember: Remember = "output",
         static: bool | None = None,
         invariant: bool = False,
+        compile: bool = False,
     ) -> None:
         if not isinstance(model, GenerationMixin):
             raise InvalidArgument(
@@ -126,8 +130,9 @@ class Lookahead:
         self.model, self.tokenizer, self.budget = model, tokenizer, _budget(model, nodes, budget, drafter)
         self._chains = bool(invariant)
         self._counts = None
-        if static_of(model, family, static, invariant=invariant):
+        if static_of(model, family, static, invariant=invariant, compile=compile):
             self._counts = Counts(FIXED if invariant else 0)
+        self._compiled = torch.compile(model.__call__, dynamic=False) if compile else None
         options: dict[str, Any] = {} if sources is None else {"sources": sources}
         self._memory = Memory(pool, tokenizer, remember)
         self.drafter = drafter or Grower(vocab_size=vocabulary(model), pools=self.pools, **options)
@@ -398,8 +403,8 @@ class Lookahead:
         positions = last_positions(model_kwargs, cached, input_ids)
         if self._counts is not None:
             room = progress.remaining(0) if self._chains else min(progress.remaining(0), ROOM)
-            counts: Any = {"counts": self._counts, "chains": self._chains}
-            return logits, StaticTarget(self.model, family, cache, mask, positions, room, **counts), contexts, drafters
+            shapes: Any = {"counts": self._counts, "chains": self._chains, "compiled": self._compiled}
+            return logits, StaticTarget(self.model, family, cache, mask, positions, room, **shapes), contexts, drafters
         room = min(progress.remaining(0), 2 * BLOCK) + self.budget.most + self.drafter.probes + 1
         encoder = {} if cross is None else {n: model_kwargs.get(n) for n in ("encoder_outputs", "attention_mask")}
         target = Target(self.model, family, cache, mask, positions, room, encoder=encoder, cross=cross)
@@ -481,6 +486,7 @@ def generate(
     remember: Remember = "output",
     static: bool | None = None,
     invariant: bool = False,
+    compile: bool = False,
     **arguments: Any,
 ) -> Any:
     """Return exactly what `model.generate(inputs, **arguments)` returns, sooner.
@@ -497,12 +503,12 @@ def generate(
             output is what `model.generate()` gives with `grammar.processor(tokenizer, eos_token_id=…)` as the last
             of your logits processors, its end tokens those of the call, and drafts follow it. Needs `tokenizer=`. With
             `custom_generate=la` pass that processor instead.
-        drafter, sources, nodes, budget, pool, remember, static, invariant: see `Lookahead`; a pool given as a
+        drafter, sources, nodes, budget, pool, remember, static, invariant, compile: see `Lookahead`; a pool given as a
             directory is closed at the end.
 
     >>> lookahead.generate(model, **tokenizer("def add(", return_tensors="pt"), max_new_tokens=64)
     """
     options: dict[str, Any] = {"drafter": drafter, "sources": sources, "nodes": nodes, "budget": budget}
-    options |= {"static": static, "invariant": invariant}
+    options |= {"static": static, "invariant": invariant, "compile": compile}
     with Lookahead(model, arguments.get("tokenizer"), pool=pool, remember=remember, **options) as lookahead:
         return lookahead.generate(inputs, generation_config, **arguments)

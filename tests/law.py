@@ -79,7 +79,7 @@ class Case:
         poison: the oracle's errors are a token that turns whoever attends to it to NaN; plain must not pick it.
         grammar: what all rows must be: a JSON Schema as text, "regex:…" or "lark:…"; or a tuple of those, one for each
             row ("": free). Such cases have a larger vocabulary. The way in is `grammar=`; for "custom", the processor.
-        way: "dynamic", "static", or "invariant": the shapes of passes.
+        way: "dynamic", "static", "invariant" or "compiled": the shapes of passes.
         budget: "fixed", "dice" (decides at random), or "clock" (the automatic one by a clock that goes as it likes);
             with both `nodes` is the most.
     """
@@ -241,7 +241,7 @@ def lookahead_of(case: Case, model: Any, plain: Result) -> Lookahead:
 
 def ways_of(case: Case) -> dict[str, Any]:
     """Return the arguments that say which shapes the passes of `case` have."""
-    return {"static": case.way != "dynamic", "invariant": case.way == "invariant"}
+    return {"static": case.way != "dynamic", "invariant": case.way == "invariant", "compile": case.way == "compiled"}
 
 
 def nodes_of(case: Case) -> dict[str, Any]:

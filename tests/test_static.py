@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import shutil
+import weakref
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -245,6 +249,24 @@ def test_a_space_serves_only_the_model_as_it_was() -> None:
     hook.remove()
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for a CPU with g++")
+@pytest.mark.filterwarnings("ignore")  # what torch.compile says is its own affair
+def test_compiled_passes_write_the_same() -> None:
+    assert_exact(Case(way="compiled", new=24, calls=2, seed=1, nodes=6, output="ids", dtype="float32"))
+
+
+def test_what_is_kept_for_a_model_goes_with_it() -> None:
+    model = copy.deepcopy(tiny("llama"))
+    la = Lookahead(model, invariant=True)
+    la.generate(torch.tensor([[3, 4, 5]]), max_new_tokens=12)
+    held = weakref.ref(next(iter(spaces_of(model))).cache)
+    gone = weakref.ref(model)
+    del la, model
+    gc.collect()
+    assert gone() is None
+    assert held() is None
+
+
 # Options
 
 
@@ -254,6 +276,8 @@ def test_what_cannot_be_served_is_refused_by_name() -> None:
         Lookahead(llama, static="yes")  # type: ignore[arg-type]
     with pytest.raises(InvalidArgument, match="invariant=1;"):
         Lookahead(llama, invariant=1)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgument, match=r"compile=True takes .*leave static=False out"):
+        Lookahead(llama, static=False, compile=True)
     with pytest.raises(InvalidArgument, match="leave static=False out"):
         Lookahead(llama, static=False, invariant=True)
     with pytest.raises(InvalidArgument, match="give 31 at most"):

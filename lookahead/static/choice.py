@@ -12,25 +12,26 @@ from lookahead.families import Family, text_config
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
 
 
-def static_of(model: Any, family: Family, static: bool | None, *, invariant: bool) -> bool:
+def static_of(model: Any, family: Family, static: bool | None, *, invariant: bool, compile: bool) -> bool:
     """Return whether passes have fixed shapes: as asked; on one CUDA device where it can be, unless asked otherwise.
 
     Raises:
         InvalidArgument: what is asked contradicts itself.
         UnsupportedModel: what is asked cannot be done with this model; the message says why.
     """
-    for name, value in (("static", static), ("invariant", invariant)):
+    for name, value in (("static", static), ("invariant", invariant), ("compile", compile)):
         if not (isinstance(value, bool) or (name == "static" and value is None)):
             raise InvalidArgument(f"{name}={value!r}; give True or False")
-    if invariant and static is False:
-        raise InvalidArgument("invariant=True takes passes of one shape; leave static=False out")
+    asked = [name for name, value in (("invariant", invariant), ("compile", compile), ("static", static)) if value]
+    if asked and static is False:
+        raise InvalidArgument(f"{asked[0]}=True takes passes of fixed shapes; leave static=False out")
     reason = _reason(model, family)
     if invariant:
         reason = reason or _varies(model)
-    if reason and (static or invariant):
-        name = "invariant" if invariant else "static"
+    if reason and asked:
+        name = asked[0]
         raise UnsupportedModel(f"{name}=True does not serve {type(model).__name__}: {reason}; leave {name} out")
-    wanted = static if static is not None else invariant or _is_on_cuda(model)
+    wanted = bool(asked) or (static is None and _is_on_cuda(model))
     return bool(wanted) and not reason
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,7 @@ class StaticTarget:
         room: tokens that are to be generated, as far as that is known; more make a larger cache.
         counts: how many rows a pass runs.
         chains: drafts are cut to chains, whose tokens stand where they stand in plain decoding.
+        compiled: what is called in place of the model.
 
     Attributes:
         best: of the latest pass, where the model runs: tokens and logits [B, N, TOP] of the best successors.
@@ -55,8 +56,10 @@ class StaticTarget:
         *,
         counts: Counts,
         chains: bool = False,
+        compiled: Callable[..., Any] | None = None,
     ) -> None:
         self._model, self._family, self._counts, self._chains = model, family, counts, chains
+        self._compiled = compiled
         self._rows, self._config = last_position.shape[0], text_config(model)
         self._state = state_of(model)
         self._space = self._made(cache, int(cache.get_seq_length()) + room)
@@ -70,7 +73,7 @@ class StaticTarget:
         self.prepared_s = 0.0
 
     def _key(self, slots: int) -> Hashable:
-        return self._state, self._rows, slots, self._family
+        return self._state, self._rows, slots, self._family, self._compiled is not None
 
     def _made(self, cache: DynamicCache, tokens: int) -> Space:
         """Return a space for so many tokens and a pass behind them."""
@@ -131,7 +134,7 @@ class StaticTarget:
             given["position_ids"] = board.positions
         cache = {self._family.cache: space.cache}
         with shared_heads(self._config):
-            logits: Tensor = self._model(
+            logits: Tensor = (self._compiled or self._model)(
                 **cache, use_cache=True, return_dict=True, **given, **dict(self._family.inputs)
             ).logits
         tokens, values = best_there(logits.flatten(0, 1), TOP)
