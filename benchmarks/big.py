@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 from recorded import BadInput, load, load_tokenizer
-from torch import Tensor
+from replaying import Replay
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from lookahead.bench import systems
@@ -39,49 +39,12 @@ from lookahead.bench.workloads import Item
 from lookahead.command import status
 
 SEARCHED = 8  # requests with a schema that are looked at for each that is taken
-SURE = 1e4  # a logit that wins whatever the others are
 LEFT_OUT = {
     "LookaheadDecoding (15, 5, 15)": "drafts from what the model answers to wrong text, which a replay does not have",
     "vLLM": "computes in a process of its own, where logits cannot be replaced",
     "vLLM n-gram": "likewise",
     "vLLM suffix": "likewise",
 }
-
-
-class Replay:
-    """Makes a model write recorded texts.
-
-    Attributes:
-        text: the tokens of prompt and output that are written now.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self.text: Tensor = torch.zeros(0, dtype=torch.long)
-        self._tokens = self._places = torch.zeros(0, dtype=torch.long)
-        self._hooks = [
-            model.register_forward_pre_hook(self._see, with_kwargs=True),
-            model.get_output_embeddings().register_forward_hook(self._answer),
-        ]
-
-    def _see(self, model: Any, positional: Any, given: dict[str, Any]) -> None:
-        """Remember tokens and positions of the pass that begins, of its only row."""
-        self._tokens = given["input_ids"][0]
-        places = given.get("position_ids")
-        if places is None:
-            cache = given.get("past_key_values")
-            start = 0 if cache is None else cache.get_seq_length()
-            places = torch.arange(start, start + len(self._tokens), device=self._tokens.device)[None]
-        self._places = places[0]
-
-    def _answer(self, head: Any, hidden: Any, logits: Tensor) -> Tensor:
-        """Let the recorded next token win at the positions whose token is the recorded one."""
-        count = logits.shape[1]
-        tokens, places = self._tokens[-count:], self._places[-count:]
-        inside = places < len(self.text) - 1
-        places = places.clamp(max=max(len(self.text) - 2, 0))
-        right = (inside & (self.text[places] == tokens)).nonzero()[:, 0]
-        logits[0, right, self.text[places[right] + 1]] = SURE
-        return logits
 
 
 class Replayed:
@@ -93,8 +56,9 @@ class Replayed:
 
     def run(self, item: Item) -> systems.Answer:
         recorded = self._outputs[(item.grammar is not None, *item.ids)]
-        self._replay.text = torch.tensor([*item.ids, *recorded], device=self._system.model.device)
-        answer = self._system.run(item)
+        self._replay.write([*item.ids, *recorded])
+        with self._replay.on():
+            answer = self._system.run(item)
         if answer.tokens != recorded[: item.new]:
             raise AssertionError(f"{self.name} did not write the recorded output")
         return answer
