@@ -60,11 +60,31 @@ def attend(
         return found
     rows = batch * key.shape[1]
     keys, values = (one.reshape(rows, 1, *one.shape[2:]).expand(-1, groups, -1, -1) for one in (key, value))
-    mask = attention_mask if batch == 1 else attention_mask.repeat_interleave(key.shape[1], 0)
+    mask = attention_mask if batch == 1 else _repeated(attention_mask, key.shape[1])
     output = torch.nn.functional.scaled_dot_product_attention(
         query.reshape(rows, groups, nodes, width), keys, values, attn_mask=mask, dropout_p=dropout, scale=scaling
     )
     return output.reshape(batch, heads, nodes, -1).transpose(1, 2).contiguous(), None
+
+
+class _Repeated(threading.local):
+    """The mask of the pass that runs, and what was made of it for all heads of keys: the same in all layers."""
+
+    def __init__(self) -> None:
+        self.masks: dict[int, tuple[Tensor, Tensor]] = {}
+
+
+_MADE = _Repeated()
+
+
+def _repeated(mask: Tensor, heads: int) -> Tensor:
+    """Return [B * heads, 1, N, S]."""
+    if torch.compiler.is_compiling():
+        return mask.repeat_interleave(heads, 0)
+    made = _MADE.masks.get(id(mask))
+    if made is None or made[0] is not mask or len(made[1]) != heads * len(mask):
+        made = _MADE.masks[id(mask)] = mask, mask.repeat_interleave(heads, 0)
+    return made[1]
 
 
 AttentionInterface.register(NAME, attend)
@@ -90,6 +110,7 @@ def shared_heads(config: Any) -> Iterator[None]:
     try:
         yield
     finally:
+        _MADE.masks.clear()
         if wanted:
             with _LOCK:
                 _PASSES[id(config)] -= 1

@@ -42,6 +42,7 @@ class Turn:
         proposed: what of that may run, of which `drafts` are a part.
         asking_s: for each row that drafts, the seconds of its draft and of what is learnt from it.
         prepared_s, model_s: what inputs and model took of the pass.
+        costs: of the drafters, by row: seconds that single sources took.
         laps: the seconds of drafting, verifying, keeping and learning.
     """
 
@@ -60,6 +61,7 @@ class Turn:
     asking_s: dict[int, float] = field(default_factory=dict)
     prepared_s: float = 0.0
     model_s: float = 0.0
+    costs: dict[int, Mapping[str, float]] = field(default_factory=dict)
     laps: list[float] = field(default_factory=list)
 
     @property
@@ -313,6 +315,7 @@ class Decoder:
 
     def _learn(self, turn: Turn) -> None:
         """Tell contexts and drafters what was committed."""
+        turn.costs = {row: dict(self._drafters[row].costs) for row in turn.asked}
         for row in turn.going:
             tokens = self._progress.new_tokens(row, turn.starts[row])[: len(turn.paths[row])]  # the rest is padding
             if len(tokens) == 0:
@@ -380,7 +383,7 @@ class Decoder:
             cache_s=cache_s,
             learn_s=learn_s,
             step_s=turn.seconds + account_s,
-            sources=shares([(turn.drafts[row], turn.paths[row], self._drafters[row].costs) for row in turn.asked]),
+            sources=shares([(turn.drafts[row], turn.paths[row], turn.costs[row]) for row in turn.asked]),
             trees=Grown((row, turn.offered[row], turn.drafts[row], turn.paths[row]) for row in turn.asked),
         )
 

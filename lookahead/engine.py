@@ -50,6 +50,7 @@ from lookahead.request import (
 from lookahead.sampling import Sampler
 from lookahead.static.choice import static_of
 from lookahead.static.shapes import FIXED, Counts
+from lookahead.static.space import spaces_of
 from lookahead.static.target import ROOM, StaticTarget
 from lookahead.support import family_of, supports
 from lookahead.target import Target
@@ -188,6 +189,10 @@ class Lookahead:
         """
         self._memory.flush()
         self._memory.check()
+
+    def release(self) -> None:
+        """Free what passes of fixed shapes keep between requests of this model: caches, and recorded graphs."""
+        spaces_of(self.model).clear()
 
     def close(self) -> None:
         """Write and close the pools whose directories were given. Done by itself when the process ends in order."""

@@ -20,6 +20,7 @@ from lookahead.cache import NAME
 from lookahead.errors import UnsupportedModel
 from lookahead.mask import Reach
 
+_MARGIN = 512  # slots that drafts and rows that run ahead may take
 INSTEAD = "call model.generate() for this model"
 ATTENTION = ("sdpa", "eager")
 ONE = "attention"
@@ -203,7 +204,12 @@ def require_usable(model: Any, *, prompt: int, longest: int) -> None:
         longest: tokens that the sequence may reach; scaled rotary positions are judged by it.
     """
     config = text_config(model)
-    for reason in (_attention(config), _training(model, config), _rotary(config, prompt, longest)):
+    for reason in (
+        _attention(config),
+        _training(model, config),
+        _rotary(config, prompt, longest),
+        _scales(config, prompt, longest),
+    ):
         if reason:
             raise UnsupportedModel(f"{type(model).__name__} cannot be served: {reason}; or {INSTEAD}")
 
@@ -245,3 +251,14 @@ def _rotary(config: Any, prompt: int, longest: int) -> str | None:
             change = f"between {prompt} and {longest} tokens (at {limit})"
             return f"its {kind} rotary positions change {change}; ask for fewer tokens"
     return None
+
+
+def _scales(config: Any, prompt: int, longest: int) -> str | None:
+    """Queries that are scaled by how much the cache holds are scaled by the nodes of a tree, too, at some lengths."""
+    step = getattr(config, "floor_scale", None)
+    if not (getattr(config, "attn_temperature_tuning", None) and step):
+        return None
+    change = (prompt // int(step) + 1) * int(step)
+    if longest + _MARGIN < change:
+        return None
+    return f"it scales its queries anew at {change} tokens, between {prompt} and {longest}; ask for fewer tokens"

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from lookahead.draft import FloatArray, IntArray
 from lookahead.sources.noise import Noise
-from lookahead.topk import best_tokens
+from lookahead.topk import best_there, best_tokens
+from lookahead.transfer import fetched
 
 AHEAD = 16  # columns that drafters see
 ROOM = 1 << 24  # numbers; with large vocabularies and batches it is fewer columns
@@ -77,9 +78,13 @@ class Usual:
     def favoured(self, noise: Tensor) -> tuple[IntArray, FloatArray]:
         """Return the tokens ([N, K]) of the largest chance over `noise` ([N, V]), and their chances."""
         assert self._chances is not None
-        tokens, _ = best_tokens(self._chances / noise, USUAL)
-        chances = self._chances[torch.from_numpy(tokens.astype(np.int64)).to(self._chances.device)]
-        return tokens, chances.float().cpu().numpy()
+        ratios = self._chances / noise
+        if ratios.device.type == "cpu":
+            tokens, _ = best_tokens(ratios, USUAL)
+            return tokens, self._chances[torch.from_numpy(tokens.astype(np.int64))].float().numpy()
+        there, _ = best_there(ratios, USUAL)
+        tokens, chances = fetched(there.to(torch.int32), self._chances[there].float())
+        return tokens, chances
 
 
 class Foresight:
@@ -113,8 +118,8 @@ class Foresight:
         fresh = [at for at in columns if at not in before]
         for at in fresh:
             blocks[at % size] = self._ledger.noise(at, self._vocab)[row]
-            if blocks.device.type != "cpu":
-                noise.blocks[at % size] = blocks[at % size].cpu().numpy()
+        if fresh and blocks.device.type != "cpu":
+            noise.blocks[[at % size for at in fresh]] = blocks[[at % size for at in fresh]].cpu().numpy()
         asked: Sequence[int] = fresh
         if self.usual.seen >= self._again[row]:
             # More is known of what is usual than at the last look at all of them.

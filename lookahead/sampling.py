@@ -17,6 +17,7 @@ from lookahead.draft import FloatArray, IntArray
 from lookahead.foresight import Foresight, Usual
 from lookahead.grammar.processor import GrammarProcessor
 from lookahead.topk import best_tokens
+from lookahead.transfer import fetched, sent
 
 # Pure functions of one row of scores: they may see all nodes at once, in any order.
 ROW_PURE = {
@@ -205,7 +206,7 @@ class Sampler:
             wanted[row, : len(depth)] += depth
         first = int(wanted.min())
         noise = torch.stack([self._ledger.noise(c, vocab) for c in range(first, int(wanted.max()) + 1)], 1)
-        index = torch.from_numpy(wanted - first).to(noise.device)
+        index = sent(wanted - first, noise.device)
         picks = (chances / noise[torch.arange(rows, device=noise.device)[:, None], index]).argmax(-1)
         return picks.masked_fill_(~chances.sum(-1).isfinite(), -1), chances
 
@@ -225,25 +226,20 @@ class Sampler:
 
     def _fetch(self, judged: _Judged, top: int) -> tuple[IntArray, FloatArray] | None:
         """Bring picks, and the `top` best successors, to the host in one go."""
-        parts = [judged.picks[..., None].to(torch.int32)]
+        wanted = [judged.picks.to(torch.int32)]
         if judged.chances is not None:
-            parts.append(judged.chances.amax(-1, keepdim=True).view(torch.int32))
+            wanted.append(judged.chances.amax(-1))
         if judged.best is not None:
-            parts += [judged.best[0].to(torch.int32), judged.best[1].view(torch.int32)]
-        held = torch.cat(parts, -1).cpu().numpy()
-        self.picks = np.ascontiguousarray(held[..., 0])
+            wanted += [judged.best[0].to(torch.int32), judged.best[1]]
+        self.picks, *rest = fetched(*wanted)
         if judged.chances is not None:
-            judged.likeliest = np.ascontiguousarray(held[..., 1]).view(np.float32)
+            judged.likeliest = rest.pop(0)
         if not top:
             return None
-        if judged.best is None:
+        if not rest:
             return best_tokens(self._logits.flatten(0, 1).float(), top)
-        count = judged.best[0].shape[-1]
-        found = held[..., held.shape[-1] - 2 * count :].reshape(-1, 2 * count)
-        kept = min(top, count)
-        return np.ascontiguousarray(found[:, :kept]), np.ascontiguousarray(found[:, count : count + kept]).view(
-            np.float32
-        )
+        tokens, values = (part.reshape(-1, part.shape[-1])[:, :top] for part in rest)
+        return np.ascontiguousarray(tokens), np.ascontiguousarray(values)
 
     @property
     def sound(self) -> bool:
@@ -256,7 +252,7 @@ class Sampler:
         if judged is None or judged.chances is None or self.foresight is None or not self.learns:
             return
         for row, path in enumerate(paths):
-            nodes = torch.from_numpy(np.array(path, np.int64)).to(judged.chances.device)
+            nodes = sent(np.array(path, np.int64), judged.chances.device)
             self.foresight.usual.learn(judged.chances[row, nodes], judged.likeliest[row, list(path)].tolist())
 
     def foresee(self, usual: Usual, prompt: Tensor, vocab: int) -> None:

@@ -99,7 +99,7 @@ def _judge(model: Any) -> Support:
         families = families_of(model)
     except UnsupportedModel as error:
         return Support("refused", str(error))
-    if model.config.model_type in TRIED and not _is_quantized(model):
+    if model.config.model_type in TRIED and not is_quantized(model):
         return Support("tree", family=families[0])
     devices = [device for device in {one.device for one in model.parameters()} if device.type == "cuda"]
     with torch.random.fork_rng(devices):
@@ -122,7 +122,7 @@ def _generators(devices: Sequence[torch.device]) -> list[Tensor]:
     return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
 
 
-def _is_quantized(model: Any) -> bool:
+def is_quantized(model: Any) -> bool:
     """Whether weights or activations are quantized: then rounding may depend on how many tokens a pass has."""
     if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False):
         return True

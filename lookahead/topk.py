@@ -65,7 +65,10 @@ def best_there(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
         tokens = places.gather(1, at)
     else:
         values, tokens = logits.topk(count)
-    tokens[:, 0] = logits.argmax(-1)  # topk may name another of several equal tokens
+    # topk may name another of several equal tokens first; then the two change places, if both are there.
+    first = logits.argmax(-1, keepdim=True)
+    tokens = torch.where(tokens == first, tokens[:, :1], tokens)
+    tokens[:, :1] = first
     return tokens, values.float()
 
 

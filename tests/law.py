@@ -421,7 +421,7 @@ BATTERY = (
     Case(way="static", seed=20, new=32, drafter="adversary", limits=(("slots", 8), ("known", 4)), poison=True),
     replace(_BATCH, way="static", seed=21, new=32, drafter="relay", eos=(1, 7), limits=(("slots", 8),), sample=True),
     replace(_BATCH, way="static", family="gemma3_text", seed=22, new=28, output="ids", drafter="adversary"),
-    replace(_BATCH, way="static", family="llama4_text", seed=23, new=28, error=0.0, output="ids", sample=True),
+    replace(_BATCH, way="static", family="mistral", seed=23, new=28, error=0.0, output="ids", sample=True),
     Case(way="static", seed=24, new=40, sample=True, output="ids", drafter="adversary", options=(("top_k", 10),)),
     Case(way="invariant", family="qwen3", seed=25, rows=3, mask="left", new=32, eos=(4,), output="ids"),
 )

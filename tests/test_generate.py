@@ -199,6 +199,17 @@ def test_dynamic_rope_is_served_up_to_its_limit() -> None:
     assert "dynamic" in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore")  # llama4 is of many warnings
+def test_scales_that_change_with_the_length_are_served_where_they_do_not() -> None:
+    """Llama 4 scales queries by the tokens in its cache; nodes of a tree would count."""
+    model = copy.deepcopy(zoo("llama4_text"))
+    model.config.attn_temperature_tuning, model.config.floor_scale = True, 600
+    ids = torch.arange(3, 13)[None]
+    assert torch.equal(lookahead.generate(model, ids, max_new_tokens=20), model.generate(ids, max_new_tokens=20))
+    with pytest.raises(UnsupportedModel, match="scales its queries anew at 600 tokens"):
+        lookahead.generate(model, ids, max_new_tokens=90)
+
+
 # Arguments of our own
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -75,6 +75,8 @@ class Here:
     Args:
         make: returns, for an item, what generates from the arguments of `generate()`; it is not timed.
         own_grammar: whether it takes `grammar=`, instead of the processor.
+        passes: returns how many passes the latest call had; by default they are counted by a hook of the model, which
+            keeps it from being recorded in a graph.
     """
 
     name: str
@@ -83,10 +85,12 @@ class Here:
     make: Callable[[Item], Call]
     settings: dict[str, Any] = field(default_factory=dict)
     own_grammar: bool = False
+    passes: Callable[[], int] | None = None
 
     def run(self, item: Item) -> Answer:
         call = self.make(item)
-        with counted(self.model) as passes, Peak() as peak:
+        counts: Any = counted(self.model) if self.passes is None else nullcontext([0])
+        with counts as passes, Peak() as peak:
             synchronize(self.model)
             begin = time.perf_counter()
             try:
@@ -97,7 +101,8 @@ class Here:
                 raise CannotRun(f"{type(error).__name__}: {error}") from error
             synchronize(self.model)
             seconds = time.perf_counter() - begin
-        return Answer(ids[0, len(item.ids) :].tolist(), seconds, passes[0], peak.mb)
+        count = passes[0] if self.passes is None else self.passes()
+        return Answer(ids[0, len(item.ids) :].tolist(), seconds, count, peak.mb)
 
     def _arguments(self, item: Item) -> dict[str, Any]:
         arguments = arguments_of(item, self.model)
@@ -159,6 +164,7 @@ def prompt_lookup(model: Any, tokenizer: Any, tokens: int = PROMPT_LOOKUP_TOKENS
 def ours(model: Any, tokenizer: Any, **options: Any) -> Here:
     """`lookahead`, anew for every text, so that no answer is remembered."""
     pools: dict[tuple[tuple[int, ...], ...], Pool] = {}
+    passes = [0]
 
     def make(item: Item) -> Call:
         pool = None
@@ -167,13 +173,16 @@ def ours(model: Any, tokenizer: Any, **options: Any) -> Here:
             _fill(Lookahead(model, pool=pool, **options), item, pool)
 
         def call(given: dict[str, Any]) -> Tensor:
-            ids: Tensor = Lookahead(model, tokenizer, pool=pool, remember=None, **options).generate(**given)
+            one = Lookahead(model, tokenizer, pool=pool, remember=None, **options)
+            ids: Tensor = one.generate(**given)
+            assert one.last is not None
+            passes[0] = 1 + len(one.last.passes)
             return ids
 
         return call
 
     settings = {name: value for name, value in options.items() if isinstance(value, int | str)} or {"nodes": "auto"}
-    return Here(OURS, model, tokenizer, make, settings, own_grammar=True)
+    return Here(OURS, model, tokenizer, make, settings, own_grammar=True, passes=lambda: passes[0])
 
 
 def _fill(lookahead: Lookahead, item: Item, pool: Pool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ class Board:
         numbers = (4 * rows + 1) * batch
         size = 8 * numbers + batch * rows * rows
         self._far = device.type != "cpu"
+        self._copied: Any = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._host = torch.zeros(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
         self._sent = torch.zeros(size, dtype=torch.uint8, device=device) if self._far else self._host
         self.rows = rows
@@ -43,6 +45,8 @@ class Board:
 
     def write(self, drafts: Sequence[Draft], positions: NDArray[np.int64], used: Sequence[int]) -> None:
         """Say which drafts run, at which position each root stands ([B]), and how many slots each row has used."""
+        if self._copied is not None:
+            self._copied.synchronize()  # as a rule that has been so for long
         table, diagonal = self._table, np.arange(self.rows)
         for row, draft in enumerate(drafts):
             n = len(draft)
@@ -57,6 +61,8 @@ class Board:
         self._used[:] = used
         if self._far:
             self._sent.copy_(self._host, non_blocking=True)
+        if self._copied is not None:
+            self._copied.record()
 
 
 def _views(buffer: Tensor, batch: int, rows: int) -> tuple[Tensor, Tensor, Tensor]:

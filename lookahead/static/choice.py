@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from lookahead.errors import InvalidArgument, UnsupportedModel
 from lookahead.families import Family, text_config
+from lookahead.request import runs_together
+from lookahead.support import is_quantized
 
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
+_EXPERTS = ("expert", "moe")  # in the names of modules
 
 
 def static_of(model: Any, family: Family, static: bool | None, *, invariant: bool, compile: bool) -> bool:
@@ -43,17 +47,31 @@ def _reason(model: nn.Module, family: Family) -> str:
         return "its weights are spread over devices or offloaded"
     if len({one.device for one in model.parameters()}) > 1:
         return "its weights are on more than one device"
+    if runs_together(model):
+        return "several processes run its passes together"
+    if getattr(text_config(model), "attn_temperature_tuning", None):
+        return "it scales its queries by how much a cache of changing length holds"
     return ""
 
 
 def _varies(model: Any) -> str:
     """Return why an output cannot be made independent of drafts; "": nothing is known of such a thing."""
-    config = text_config(model)
-    if any(int(getattr(config, name, None) or 0) > 1 for name in _EXPERTS):
+    if any(part in type(module).__name__.lower() for module in model.modules() for part in _EXPERTS):
         return "its experts multiply as many rows as are routed to them, drafts included"
-    if getattr(model, "hf_quantizer", None) is not None:
+    if is_quantized(model):
         return "it is quantized, and kernels for that may depend on all rows of a pass"
     return ""
+
+
+def is_recordable(model: nn.Module) -> bool:
+    """Whether all that a pass does is in its tensor operations, as far as can be seen: nobody's code hangs in it."""
+    if torch.is_autocast_enabled(next(model.parameters()).device.type):
+        return False  # what it casts weights to is gone when it ends
+    if _global_forward_hooks or _global_forward_pre_hooks:
+        return False
+    if any(one._forward_hooks or one._forward_pre_hooks or "forward" in vars(one) for one in model.modules()):
+        return False
+    return all(one.data_ptr() for one in model.parameters() if one.numel())
 
 
 def _is_on_cuda(model: nn.Module) -> bool:

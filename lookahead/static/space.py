@@ -16,10 +16,12 @@ from lookahead.attention import implementation_of
 from lookahead.families import Family, text_config
 from lookahead.static.board import Board
 from lookahead.static.cache import StaticCache
+from lookahead.static.choice import is_recordable
 from lookahead.static.mask import StaticMasks
-from lookahead.static.recorder import Graphs, Plainly, Recorder
+from lookahead.static.recorder import Graphs, Recorder
 
 KEPT = 2  # spaces of a model between requests
+_CODE = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")  # of adapters: what runs
 
 
 class Space:
@@ -31,12 +33,15 @@ class Space:
         family: how drafts run through the model.
         device: where the inputs of the model go.
 
+        recorder: runs the work of passes.
+
     Attributes:
         cache: keys and values.
-        recorder: runs the work of passes.
     """
 
-    def __init__(self, cache: DynamicCache, slots: int, family: Family, device: torch.device) -> None:
+    def __init__(
+        self, cache: DynamicCache, slots: int, family: Family, device: torch.device, recorder: Recorder
+    ) -> None:
         with torch.inference_mode(False):  # what is made inside could never be written to outside
             self.cache = StaticCache(cache, slots=slots)
             batch = len(self.cache.lengths)
@@ -45,10 +50,12 @@ class Space:
         self._family, self._device = family, device
         self._boards: dict[int, Board] = {}
         self._masks: dict[int, StaticMasks] = {}
-        self.recorder: Recorder = Graphs(device) if device.type == "cuda" else Plainly()
+        self.recorder = recorder
+        self._left: Any = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def begin(self, cache: DynamicCache, prompt: Tensor | None) -> None:
         """Take over what an ordinary cache holds behind a prompt; `prompt` ([B, P] bool) says what is not padding."""
+        self._arrive()
         self.cache.load(cache)
         self._shown.fill_(True)
         self._first.zero_()
@@ -59,10 +66,20 @@ class Space:
 
     def follow(self, other: Space) -> None:
         """Go on where a smaller space is full."""
+        self._arrive()
         self.cache.follow(other.cache)
         self._shown.fill_(True)
         self._shown[:, : other.cache.prompt] = other._shown[:, : other.cache.prompt]
         self._first.copy_(other._first)
+
+    def leave(self) -> None:
+        """Tell that nothing more will be done here, until it begins anew, in another stream of the device perhaps."""
+        if self._left is not None:
+            self._left.record(torch.cuda.current_stream(self._device))
+
+    def _arrive(self) -> None:
+        if self._left is not None:
+            torch.cuda.current_stream(self._device).wait_event(self._left)
 
     def board(self, rows: int) -> Board:
         """Return the board of passes over `rows` nodes."""
@@ -105,6 +122,7 @@ class Spaces:
 
     def leave(self, key: Hashable, space: Space) -> None:
         """Keep a space for the next request of its kind."""
+        space.leave()
         with self._lock:
             self._free[key] = space
             while len(self._free) > KEPT:
@@ -129,20 +147,22 @@ def spaces_of(model: Any) -> Spaces:
 def state_of(model: Any) -> Hashable:
     """Return what a recorded graph has of a model besides the values of its weights: where they are, and what runs.
 
-    A graph reads weights where they were, and runs the code that ran; adapters that are switched on, hooks, and weights
-    that have moved are not in it.
+    A graph reads weights where they were, and runs the code that ran; adapters that are switched on, and settings of
+    torch, are not in it.
     """
     weights = tuple((one.data_ptr(), one.dtype) for one in (*model.parameters(), *model.buffers()))
     modules = tuple(
-        (
-            id(module),
-            module.training,
-            len(module._forward_hooks),
-            len(module._forward_pre_hooks),
-            str(getattr(module, "_active_adapter", "")),
-            str(getattr(module, "_disable_adapters", "")),
-            str(getattr(module, "merged_adapters", "")),
-        )
-        for module in model.modules()
+        (id(one), id(type(one)), one.training, *(str(getattr(one, name, "")) for name in _CODE))
+        for one in model.modules()
     )
-    return hash((weights, modules, implementation_of(text_config(model))))
+    device = next(model.parameters()).device.type
+    cast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+    cuda = torch.backends.cuda
+    kernels = (
+        torch.get_float32_matmul_precision(),
+        *(getattr(cuda, f"{name}_sdp_enabled")() for name in ("flash", "mem_efficient", "math", "cudnn")),
+        cuda.matmul.allow_bf16_reduced_precision_reduction,
+        cuda.matmul.allow_fp16_reduced_precision_reduction,
+        torch.are_deterministic_algorithms_enabled(),
+    )
+    return hash((weights, modules, implementation_of(text_config(model)), str(cast), kernels, is_recordable(model)))

@@ -16,10 +16,13 @@ from lookahead.attention import shared_heads
 from lookahead.draft import Draft
 from lookahead.families import Family, text_config
 from lookahead.static.cache import StaticCache
+from lookahead.static.choice import is_recordable
+from lookahead.static.recorder import Graphs, Plainly, Recorder
 from lookahead.static.shapes import Counts, capacity
 from lookahead.static.space import Space, spaces_of, state_of
 from lookahead.target import Watch
 from lookahead.topk import TOP, best_there
+from lookahead.transfer import sent
 
 ROOM = 1024  # generated tokens that a cache is made for at first; longer texts go on in larger ones
 
@@ -61,7 +64,8 @@ class StaticTarget:
         self._model, self._family, self._counts, self._chains = model, family, counts, chains
         self._compiled = compiled
         self._rows, self._config = last_position.shape[0], text_config(model)
-        self._state = state_of(model)
+        dtypes = tuple(layer.keys.dtype for layer in cache.layers if getattr(layer, "keys", None) is not None)
+        self._state = state_of(model), dtypes
         self._space = self._made(cache, int(cache.get_seq_length()) + room)
         self._device = self._space.cache.device
         self._space.begin(cache, None if prompt_mask is None else prompt_mask.to(self._device))
@@ -82,7 +86,16 @@ class StaticTarget:
         if found is not None:
             return found
         layer = next(layer for layer in cache.layers if layer.keys is not None and layer.keys.numel())
-        return Space(cache, slots, self._family, layer.keys.device)
+        device = layer.keys.device
+        recorder: Recorder = Plainly()
+        if device.type == "cuda" and is_recordable(self._model):
+            recorder = Graphs(device, warm=2 if self._compiled else 1)  # the first run compiles
+        try:
+            return Space(cache, slots, self._family, device, recorder)
+        except torch.OutOfMemoryError:
+            spaces_of(self._model).clear()
+            torch.cuda.empty_cache()
+            return Space(cache, slots, self._family, device, recorder)
 
     @property
     def cache(self) -> StaticCache:
@@ -117,6 +130,7 @@ class StaticTarget:
         self._accepted = False
         self._make_room(self._ran)
         cache = self._space.cache
+        self._space.masks(self._ran)  # while nothing is recorded
         positions = self._next_position + np.asarray(columns, np.int64)
         self._space.board(self._ran).write(drafts, positions, [cache.prompt + length for length in cache.lengths])
         self.prepared_s = time.perf_counter() - begin
@@ -174,7 +188,7 @@ class StaticTarget:
             order = np.tile(np.arange(self._ran), (self._rows, 1))
             for row, path in enumerate(paths):
                 order[row, : len(path)] = path
-            board.order.copy_(torch.from_numpy(order))
+            board.order.copy_(sent(order, self._device))
             self._space.recorder.run(("keep", self._ran), partial(self._moved, self._ran, board.order))
         self._space.cache.keep([len(path) for path in paths])
 
