@@ -51,22 +51,27 @@ def best_there(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     Returns:
         tokens [N, count] int64, and logits [N, count] float32.
     """
+    logits = logits.float() if logits.device.type == "cpu" else logits  # there short floats are slow
     rows, width = logits.shape
     count = min(count, width)
     lanes = width // LANE
     if lanes > 2 * count:
         # Sorting a few lanes is much less work than sorting all; what is left of a row is always looked at.
-        full = logits[:, : lanes * LANE].reshape(rows, lanes, LANE)
-        chosen = full.amax(-1).topk(count, sorted=False).indices
-        places = (chosen[:, :, None] * LANE + torch.arange(LANE, device=logits.device)).flatten(1)
+        peaks = logits[:, : lanes * LANE].reshape(rows, lanes, LANE).amax(-1)
+        within = torch.arange(LANE, device=logits.device)
+        chosen = peaks.topk(count, sorted=False).indices
         rest = torch.arange(lanes * LANE, width, device=logits.device).expand(rows, -1)
-        places = torch.cat([places, rest], 1)
+        places = torch.cat([(chosen[:, :, None] * LANE + within).flatten(1), rest], 1)
         values, at = logits.gather(1, places).topk(count)
         tokens = places.gather(1, at)
+        if width > lanes * LANE:
+            peaks = torch.cat([peaks, logits[:, lanes * LANE :].amax(-1, keepdim=True)], 1)
+        lane = (peaks.argmax(-1, keepdim=True) * LANE + within).clamp(max=width - 1)
+        first = lane.gather(1, logits.gather(1, lane).argmax(-1, keepdim=True))
     else:
         values, tokens = logits.topk(count)
+        first = logits.argmax(-1, keepdim=True)
     # topk may name another of several equal tokens first; then the two change places, if both are there.
-    first = logits.argmax(-1, keepdim=True)
     tokens = torch.where(tokens == first, tokens[:, :1], tokens)
     tokens[:, :1] = first
     return tokens, values.float()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ from lookahead.target import Watch
 from lookahead.topk import TOP, best_there
 from lookahead.transfer import sent
 
+_SHAPES = 256  # of passes that torch compiles: row counts, capacities, batch sizes
 ROOM = 1024  # generated tokens that a cache is made for at first; longer texts go on in larger ones
 
 
@@ -147,10 +149,9 @@ class StaticTarget:
         if self._family.positions:
             given["position_ids"] = board.positions
         cache = {self._family.cache: space.cache}
-        with shared_heads(self._config):
-            logits: Tensor = (self._compiled or self._model)(
-                **cache, use_cache=True, return_dict=True, **given, **dict(self._family.inputs)
-            ).logits
+        given |= cache | {"use_cache": True, "return_dict": True} | dict(self._family.inputs)
+        with shared_heads(self._config), _many_shapes(self._compiled is not None):
+            logits: Tensor = (self._compiled or self._model)(**given).logits
         tokens, values = best_there(logits.flatten(0, 1), TOP)
         shape = (*logits.shape[:2], tokens.shape[-1])
         return logits, tokens.view(shape), values.view(shape)
@@ -216,6 +217,14 @@ class StaticTarget:
         self._space = self._made(before.cache, before.cache.used + max(rows, before.cache.slots // 4))
         self._space.follow(before)
         spaces_of(self._model).leave(self._key(before.cache.slots), before)
+
+
+def _many_shapes(compiled: bool) -> AbstractContextManager[None]:
+    """Let torch compile a model for as many shapes as there are: each is compiled once."""
+    if not compiled:
+        return nullcontext()
+    patched: AbstractContextManager[None] = torch._dynamo.config.patch(recompile_limit=_SHAPES)
+    return patched
 
 
 def accepted_order(tokens: Tensor, parents: Tensor, ancestors: Tensor, picks: Tensor) -> Tensor:
