@@ -139,6 +139,7 @@ class Check:
     Args:
         limit: tokens to generate; None: 64, or 24 when `quick`, or what fits.
         quick: fewer kinds, and three prompts at most.
+        invariant: compare `Lookahead(invariant=True)` with itself without drafts, bit by bit, and not with plain.
 
     Raises:
         InvalidInput: a prompt does not fit the model.
@@ -150,9 +151,16 @@ class Check:
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, prompts: Sequence[Prompt], *, limit: int | None = None, quick: bool = False
+        self,
+        model: Any,
+        tokenizer: Any,
+        prompts: Sequence[Prompt],
+        *,
+        limit: int | None = None,
+        quick: bool = False,
+        invariant: bool = False,
     ) -> None:
-        self.model, self.tokenizer, self.quick = model, tokenizer, quick
+        self.model, self.tokenizer, self.quick, self.invariant = model, tokenizer, quick, invariant
         self.prompts = list(prompts[:: -(-len(prompts) // QUICK_PROMPTS)] if quick else prompts)
         self.findings: list[Finding] = []
         self.speeds: list[Speed] = []
@@ -249,7 +257,7 @@ class Check:
         except Exception as error:
             raise InvalidInput(f"plain generate() fails ({type(error).__name__}: {error}); mend that first") from error
         try:
-            Lookahead(self.model, self.tokenizer).generate(**given)
+            Lookahead(self.model, self.tokenizer, invariant=self.invariant).generate(**given)
         except (UnsupportedModel, UnsupportedArgument) as error:
             raise InvalidInput(str(error)) from error
 
@@ -289,7 +297,7 @@ class Check:
         arguments = {"do_sample": False, "pad_token_id": self._pad} | given | kind.arguments
         call = Call(self.model, self.tokenizer, arguments)
         begin = time.perf_counter()
-        plain = call.run(self.model.generate, SEED, plain=True)
+        plain = self._undrafted(call)
         plain_s = self._seconds(begin)
         run = _Drafting(self, kind, call.answers(plain))
         begin = time.perf_counter()
@@ -306,12 +314,22 @@ class Check:
             self.findings.append(self._finding(prompt, kind, call, run, plain, ours))
         return plain
 
+    def _undrafted(self, call: Call) -> Outcome:
+        """Return what a call gives plainly; where bits are compared, what it gives in passes of one shape."""
+        if not self.invariant:
+            return call.run(self.model.generate, SEED, plain=True)
+        none = Lookahead(self.model, self.tokenizer, nodes=0, invariant=True)
+        return call.run(none.generate, SEED, plain=False)
+
     def _seconds(self, begin: float) -> float:
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
         return time.perf_counter() - begin
 
     def _finding(self, prompt: str, kind: Kind, call: Call, run: _Drafting, plain: Outcome, ours: Outcome) -> Finding:
+        if self.invariant:
+            found = difference(plain, ours, tolerance=0.0)
+            return Finding(prompt, kind.name, "equal" if found is None else "differs", reason=found or "")
         found = difference(plain, ours, tolerance=ROUGH.get(self.model.dtype, NEAR))
         if plain.error is not None or ours.error is not None:
             return Finding(prompt, kind.name, "differs", reason=str(found))
@@ -373,7 +391,7 @@ class _Drafting:
             case _:
                 oracle = functools.partial(Oracle, vocab=vocabulary(check.model), seed=SEED)
                 options |= {"nodes": NODES, "drafter": oracle(self._answers)}
-        lookahead = Lookahead(check.model, check.tokenizer, **options)
+        lookahead = Lookahead(check.model, check.tokenizer, invariant=check.invariant, **options)
         outcome = call.run(lookahead.generate, SEED, plain=False)
         self.last = lookahead.last
         return outcome

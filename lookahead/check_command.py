@@ -57,7 +57,7 @@ def _prepared(args: argparse.Namespace) -> Check:
 
     if (support := supports(model)).kind == "refused":
         raise InvalidInput(f"{args.model}: {support.reason}")
-    return Check(model, tokenizer, prompts, limit=args.max_new_tokens, quick=args.quick)
+    return Check(model, tokenizer, prompts, limit=args.max_new_tokens, quick=args.quick, invariant=args.invariant)
 
 
 def _show(args: argparse.Namespace, check: Check) -> None:
@@ -82,6 +82,10 @@ def verdict(check: Check) -> str:
     total = len(check.findings)
     ties = sum(finding.verdict == "tie" for finding in check.findings)
     faults = sum(finding.verdict == "differs" for finding in check.findings)
+    if check.invariant and faults:
+        return f"DIFFERENT: drafts move bits in {faults} of {total} calls."
+    if check.invariant:
+        return f"Invariant: all {total} calls are equal with drafts and with none, bit by bit."
     if faults:
         return f"DIFFERENT: {faults} of {total} calls differ from plain model.generate(), by more than rounding."
     if ties:
@@ -99,7 +103,8 @@ def _speeds(check: Check, width: int) -> Table:
          f"{one.ratio:.2f}x")
         for one in check.speeds
     ]  # fmt: skip
-    return _filled(grid, HEADINGS, rows, width)
+    headings = tuple("no drafts" if check.invariant and one == "plain" else one for one in HEADINGS)
+    return _filled(grid, headings, rows, width)
 
 
 def _kinds(check: Check, width: int) -> Table:
@@ -126,6 +131,7 @@ def _save(args: argparse.Namespace, check: Check) -> None:
         "model": args.model,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
+        "invariant": check.invariant,
         "verdict": check.verdict,
         "calls": [asdict(finding) for finding in check.findings],
         "speed": [speed.as_dict() for speed in check.speeds],

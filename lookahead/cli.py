@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from lookahead.command import (
     STARTING,
     Say,
-    budget,
     check_curves,
     check_drafting,
     check_sampling,
@@ -28,6 +27,7 @@ from lookahead.command import (
     save_trace,
     say_stats,
     served,
+    settings,
     status,
     unwritable,
 )
@@ -182,7 +182,7 @@ def _decode(args: argparse.Namespace, model: Any, tokenizer: Any, arguments: dic
                 arguments = arguments | {"logits_processor": [processor]}
             return model.generate(**arguments, tokenizer=tokenizer), None
         remember: Remember = None if args.no_remember else "output"
-        with Lookahead(model, tokenizer, pool=args.pool, remember=remember, **budget(args, model)) as lookahead:
+        with Lookahead(model, tokenizer, pool=args.pool, remember=remember, **settings(args, model)) as lookahead:
             return lookahead.generate(**arguments, grammar=grammar), lookahead.last
 
 

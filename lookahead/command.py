@@ -108,6 +108,26 @@ def _curves_file(args: argparse.Namespace) -> Path | None:
     return file if os.path.exists(file) else None  # Path.exists() raises where the user may not look
 
 
+def settings(args: argparse.Namespace, model: Any) -> dict[str, Any]:
+    """Return what the options say of how `Lookahead` runs.
+
+    Raises:
+        InvalidInput: they cannot be served with this model.
+    """
+    found = budget(args, model)
+    if args.invariant:
+        from lookahead.errors import InvalidArgument, UnsupportedModel
+        from lookahead.static.choice import static_of
+        from lookahead.support import family_of
+
+        try:
+            static_of(model, family_of(model), None, invariant=True, compile=False)
+        except (InvalidArgument, UnsupportedModel) as error:
+            raise InvalidInput(f"--invariant: {error}") from error
+        found["invariant"] = True
+    return found
+
+
 def budget(args: argparse.Namespace, model: Any) -> dict[str, Any]:
     """Return `nodes` or `budget` for `Lookahead`, where nodes were given, or the costs of the model are known."""
     file = None if args.nodes is not None else _curves_file(args)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from lookahead.command import (
     STARTING,
-    budget,
     check_curves,
     check_drafting,
     check_sampling,
@@ -23,6 +22,7 @@ from lookahead.command import (
     save_trace,
     say_stats,
     served,
+    settings,
     status,
 )
 from lookahead.errors import GrammarError, InvalidArgument, InvalidInput, UnusableText
@@ -98,7 +98,7 @@ def _generate(args: argparse.Namespace, found: Loaded, grammar: Grammar) -> tupl
     with served(args), status(STARTING) as say:
         model = found.model
         if not args.plain:
-            model = Lookahead(model, found.tokenizer, **budget(args, model))
+            model = Lookahead(model, found.tokenizer, **settings(args, model))
         call = Call(model, found.tokenizer, prompt, grammar, decoding(args) | limit)
         meter = metered(say, call.arguments.get("max_new_tokens", found.limit), found.model)
         if args.plain:

@@ -140,6 +140,7 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
 def _add_running(add: Callable[..., Any]) -> None:
     add("--nodes", type=_NODES, metavar="N", help="drafted tokens a pass checks (default: as many as pay)")
     add("--curves", metavar="FILE", help="costs of passes to start from, by `lookahead calibrate` (default: its file)")
+    add("--invariant", action="store_true", help="passes of one shape, so that drafts do not even change rounding")
     _add_loading(add)
     add("--plain", action="store_true", help="plain model.generate(), for comparison")
     add("--stats", action="store_true", help="write tokens, passes and seconds to standard error")
@@ -198,6 +199,10 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     _add_loading(add)
     add("--max-new-tokens", type=_COUNT, metavar="N", help="of each call (default: 64, --quick 24, or what fits)")
     add("--quick", action="store_true", help="fewer kinds of calls, and three prompts at most")
+    add(
+        "--invariant", action="store_true",
+        help="compare passes of one shape, with drafts and with none, bit by bit (Lookahead(invariant=True))",
+    )  # fmt: skip
     add("--json", metavar="FILE", help="also write what came of every call as JSON")
 
 

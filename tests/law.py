@@ -423,6 +423,7 @@ BATTERY = (
     replace(_BATCH, way="static", family="gemma3_text", seed=22, new=28, output="ids", drafter="adversary"),
     replace(_BATCH, way="static", family="mistral", seed=23, new=28, error=0.0, output="ids", sample=True),
     Case(way="static", seed=24, new=40, sample=True, output="ids", drafter="adversary", options=(("top_k", 10),)),
+    replace(_BATCH, way="static", seed=7, new=32, error=0.0, eos=(1,), criteria=("Alarm",), output="dict"),
     Case(way="invariant", family="qwen3", seed=25, rows=3, mask="left", new=32, eos=(4,), output="ids"),
 )
 """A few cases that between them reach every part; each planted bug has to make one of them fail."""

@@ -24,6 +24,7 @@ from lookahead.draft import Draft
 from lookahead.errors import GrammarError, InvalidInput
 from lookahead.loading import DEMO, quiet
 from lookahead.sampling import NoiseLedger, Sampler
+from lookahead.static.shapes import Counts
 from lookahead.target import Target
 
 PROMPTS = [
@@ -76,6 +77,31 @@ def test_demo_is_exact(prompts: str, tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_demo_is_exact_in_low_precision(prompt: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert check_demo(prompt, "--dtype", "bfloat16") == 0
     assert "demo, bfloat16, cpu" in capsys.readouterr().out
+
+
+def test_demo_is_invariant(prompt: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = tmp_path / "report.json"
+    assert check_demo(prompt, "--dtype", "bfloat16", "--invariant", "--json", str(report)) == 0
+    out, found = capsys.readouterr().out, json.loads(report.read_text())
+    assert (
+        out.splitlines()[-1]
+        == f"Invariant: all {len(found['calls'])} calls are equal with drafts and with none, bit by bit."
+    )
+    assert "no drafts" in out
+    assert found["invariant"] is True
+
+
+def test_bits_that_drafts_move_are_found(prompt: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where passes have the rows that their nodes need, logits differ in the last bits."""
+    with mock.patch("lookahead.engine.Counts", return_value=Counts()):
+        assert check_demo(prompt, "--invariant") == 1
+    assert "DIFFERENT: drafts move bits in" in capsys.readouterr().out
+
+
+def test_models_that_cannot_be_invariant_are_refused() -> None:
+    prompts = [Prompt("one", "abc abc")]
+    with pytest.raises(InvalidInput, match="invariant=True does not serve Mixtral"):
+        Check(tiny("mixtral"), tokenizer(), prompts, limit=4, invariant=True).run()
 
 
 def test_a_bundled_prompt_file_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +303,7 @@ def test_fault_that_its_trial_lets_pass_is_found(at_fault: Any, capsys: pytest.C
 
 
 def test_verdicts_are_one_line() -> None:
-    check = mock.Mock(findings=[Finding("a", "greedy", "equal"), Finding("b", "greedy", "tie")])
+    check = mock.Mock(invariant=False, findings=[Finding("a", "greedy", "equal"), Finding("b", "greedy", "tie")])
     assert verdict(check) == "Exact: 1 of 2 calls are equal to plain model.generate(), 1 but for numeric ties."
     check.findings.append(Finding("c", "greedy", "differs"))
     assert verdict(check).startswith("DIFFERENT: 1 of 3 calls")

@@ -21,6 +21,11 @@ from lookahead.mask import TreeMask
 from lookahead.progress import Contexts, Progress, Records, Stops
 from lookahead.sampling import NoiseLedger, Sampler
 from lookahead.states import StateCache
+from lookahead.static.board import Board
+from lookahead.static.cache import StaticCache, StaticLayer
+from lookahead.static.mask import StaticMasks
+from lookahead.static.space import Space
+from lookahead.static.target import StaticTarget
 from lookahead.support import supports
 from lookahead.target import Target
 
@@ -232,6 +237,94 @@ def given_back_with_holes() -> Any:
     def planted(give_back: Any, self: Any, cache: Any, tokens: int) -> None:
         self._slots = [list(range(self.prompt, self.prompt + len(slots))) for slots in self._slots]
         give_back(self, cache, tokens)
+
+    return planted
+
+
+@bug
+def rows_of_fixed_passes_not_moved() -> Any:
+    """The accepted rows of a pass of fixed shape stay where they ran."""
+    return mock.patch.object(StaticLayer, "move", return_value=None)
+
+
+@bug
+def values_of_fixed_passes_not_moved() -> Any:
+    """Only keys are moved together."""
+
+    @instead(StaticLayer, "move")
+    def planted(move: Any, self: Any, *args: Any) -> None:
+        values = self.values.clone()
+        move(self, *args)
+        self.values.copy_(values)
+
+    return planted
+
+
+@bug
+def fixed_passes_behind_the_first_row() -> Any:
+    """All rows of a batch write behind what the first one has used."""
+
+    @instead(Board, "write")
+    def planted(write: Any, self: Any, drafts: Any, positions: Any, used: Any) -> None:
+        write(self, drafts, positions, [used[0]] * len(used))
+
+    return planted
+
+
+@bug
+def fixed_windows_without_end() -> Any:
+    """Masks of fixed shape let windows of attention reach everywhere."""
+
+    @instead(StaticMasks, "_reached")
+    def planted(reached: Any, *args: Any) -> Any:
+        return torch.ones_like(reached(*args))
+
+    return planted
+
+
+@bug
+def fixed_masks_show_padding() -> Any:
+    """Masks of fixed shape show the padding of a prompt."""
+
+    @instead(Space, "begin")
+    def planted(begin: Any, self: Any, cache: Any, prompt: Any) -> None:
+        begin(self, cache, None)
+
+    return planted
+
+
+@bug
+def what_was_rejected_stays_in_hidden_slots() -> Any:
+    """What overflowed is not cleared before a pass of fixed shape runs again."""
+    return mock.patch.object(StaticTarget, "forget_behind", return_value=None)
+
+
+@bug
+def tokens_taken_back_stay_in_fixed_caches() -> Any:
+    """A token that a criterion takes back stays in a cache of fixed shape."""
+    return mock.patch.object(StaticCache, "drop", return_value=None)
+
+
+@bug
+def larger_cache_starts_at_the_prompt() -> Any:
+    """A cache of fixed shape that is full goes on in one that has forgotten what was generated."""
+
+    @instead(StaticCache, "follow")
+    def planted(follow: Any, self: Any, other: Any) -> None:
+        follow(self, other)
+        for layer in self.attention:
+            layer.keys[:, :, self.prompt :] = 0
+
+    return planted
+
+
+@bug
+def all_nodes_draw_one_column() -> Any:
+    """Nodes of a pass all draw with the noise of the root."""
+
+    @instead(Sampler, "_drawn")
+    def planted(drawn: Any, self: Any, scores: Any, columns: Any, depths: Any) -> Any:
+        return drawn(self, scores, columns, [depth * 0 for depth in depths])
 
     return planted
 
