@@ -36,6 +36,7 @@ from lookahead.bench.machine import about
 from lookahead.bench.systems import arguments_of, synchronize
 from lookahead.bench.workloads import Item
 from lookahead.cache import opened
+from lookahead.calibrate import run_pass
 from lookahead.families import text_config
 from lookahead.static.recorder import Graphs
 from lookahead.static.shapes import COUNTS, Counts
@@ -43,8 +44,6 @@ from lookahead.static.space import spaces_of
 from lookahead.static.target import StaticTarget
 from lookahead.support import family_of
 from lookahead.target import Target
-from lookahead.topk import TOP, best_tokens
-from lookahead.transfer import fetched
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -138,9 +137,9 @@ class Passes:
         ids = torch.randint(3, 1000, (1, context), device=model.device)
         cache = opened(DynamicCache(config=text_config(model)))
         model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        self._static, last = way.get("static") is not False, torch.tensor([context - 1])
+        last = torch.tensor([context - 1])
         self.target: Any
-        if self._static:
+        if way.get("static") is not False:
             compiled = torch.compile(model.__call__, dynamic=False) if way.get("compile") else None
             self.target = StaticTarget(model, family, cache, None, last, 64, counts=Counts(), compiled=compiled)
         else:
@@ -153,13 +152,7 @@ class Passes:
         draft = Draft(draw.integers(3, 1000, rows).astype(np.int32), np.array(parents, np.int32))
         wait(self._model.device)
         begin = time.perf_counter()
-        logits = self.target.forward([draft], [0])
-        if self._static:
-            tokens, heights = self.target.best
-            self.target.accept(tokens[..., 0])
-            fetched(tokens.to(torch.int32), heights)
-        else:
-            best_tokens(logits.flatten(0, 1).float(), TOP)
+        run_pass(self.target, [draft], [0])
         return time.perf_counter() - begin
 
 

@@ -4,13 +4,15 @@
 
 Greedy texts of plain `generate()`, one prompt at a time, are compared with those of the same model with padding before
 the prompt, in a batch of two, and with another kernel of attention; and with those of `lookahead`. The last lines
-compare `invariant=True` with itself: with drafts and with none, which have to be equal.
+compare `invariant=True` with itself: with drafts and with none, which have to be equal. Speed is the time of plain over
+that of the way, over all prompts; what it learns of one text a way may use for the next.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,20 @@ def writers(model: Any, new: int) -> dict[str, Write]:
     }
 
 
+def written(ways: dict[str, Write], asked: list[torch.Tensor]) -> tuple[dict[str, list[list[int]]], dict[str, float]]:
+    """Return the texts by way, and the seconds they took; all ways take turns, after the first prompt once untimed."""
+    texts: dict[str, list[list[int]]] = {name: [] for name in ways}
+    seconds = dict.fromkeys(ways, 0.0)
+    for number, ids in enumerate([asked[0], *asked]):
+        for name, write in ways.items():
+            begin = time.perf_counter()
+            text = write(ids)
+            if number:
+                texts[name].append(text)
+                seconds[name] += time.perf_counter() - begin
+    return texts, seconds
+
+
 def rest(output: torch.Tensor, ids: torch.Tensor) -> list[int]:
     """Return the new tokens of the first row."""
     return [int(token) for token in output[0, ids.shape[1] :]]
@@ -100,18 +116,22 @@ def main() -> None:
         model.eval()
         tokenizer = AutoTokenizer.from_pretrained(options.model)
         asked = [tokenizer(one, return_tensors="pt").input_ids.to(model.device) for one in prompts(options)]
-        texts = {name: [write(ids) for ids in asked] for name, write in writers(model, options.new).items()}
+        texts, seconds = written(writers(model, options.new), asked)
         base = texts["plain"]
         found[dtype] = {name: apart(base, one) for name, one in texts.items() if name.partition(",")[0] != "invariant"}
         for name in ("invariant, no drafts", "invariant, always 31 nodes"):
             found[dtype][f"{name}, against invariant"] = apart(texts["lookahead, invariant"], texts[name])
         print(f"{about(model, str(options.model), options.threads)}\n")
-        print(f"| {dtype}: against plain, one prompt at a time | texts that differ | tokens before that, of all |")
-        print("|---|---|---|")
+        print(
+            f"| {dtype}: against plain, one prompt at a time | texts that differ | tokens before that, of all | speed |"
+        )
+        print("|---|---|---|---|")
         total = sum(map(len, base))
         for name, one in found[dtype].items():
             if name != "plain":
-                print(f"| {name} | {one['differ']} of {one['texts']} | {one['tokens_before']} of {total} |")
+                one["speed"] = seconds["plain"] / seconds[name.removesuffix(", against invariant")]
+                counts = f"{one['differ']} of {one['texts']} | {one['tokens_before']} of {total}"
+                print(f"| {name} | {counts} | {one['speed']:.2f}x |")
         print(flush=True)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")

@@ -17,9 +17,13 @@ from lookahead.curves import Curve, key_of, setting_of
 from lookahead.draft import Draft
 from lookahead.errors import InvalidArgument, UnsupportedModel
 from lookahead.families import require_usable, text_config, vocabulary
+from lookahead.static.choice import static_of
+from lookahead.static.shapes import Counts
+from lookahead.static.target import StaticTarget
 from lookahead.support import family_of
 from lookahead.target import Target
 from lookahead.topk import TOP, best_tokens
+from lookahead.transfer import fetched
 
 CONTEXT, MOST, ROUNDS = 256, 64, 9
 
@@ -96,15 +100,30 @@ class _Trees:
         options = {"use_cache": True, "return_dict": True, "logits_to_keep": 1, **dict(family.inputs)}
         model(input_ids=ids, **{family.cache: cache}, **options)
         self._tokens, self._starts = tokens[:, context:], [0] * rows
-        self._target = Target(model, family, cache, None, torch.full((rows,), context - 1), room=most)
+        last = torch.full((rows,), context - 1)
+        self._target: Target | StaticTarget
+        if static_of(model, family, None, invariant=False, compile=False):  # as decoding has them
+            self._target = StaticTarget(model, family, cache, None, last, most, counts=Counts())
+        else:
+            self._target = Target(model, family, cache, None, last, room=most)
 
     def seconds(self, size: int) -> float:
         """Return what a pass over `size` nodes takes until its best tokens are on the host, as decoding has them."""
         drafts = [Draft.chain(row[:size].tolist()) for row in self._tokens]
         begin = time.perf_counter()
-        logits = self._target.forward(drafts, self._starts)
-        best_tokens(logits.flatten(0, 1).float(), TOP)
+        run_pass(self._target, drafts, self._starts)
         return time.perf_counter() - begin
+
+
+def run_pass(target: Target | StaticTarget, drafts: Sequence[Draft], columns: Sequence[int]) -> None:
+    """Run a pass as greedy decoding does, until the best tokens of all nodes are on the host."""
+    logits = target.forward(drafts, columns)
+    if target.best is None:
+        best_tokens(logits.flatten(0, 1).float(), TOP)
+        return
+    tokens, heights = target.best
+    target.accept(tokens[..., 0])
+    fetched(tokens.to(torch.int32), heights)
 
 
 def _rounds(

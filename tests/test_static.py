@@ -24,6 +24,7 @@ from zoo import zoo
 
 import lookahead.static.target as target
 from lookahead import Draft, InvalidArgument, Lookahead, UnsupportedModel
+from lookahead.calibrate import measure
 from lookahead.mask import Reach, TreeMasks
 from lookahead.progress import Stops
 from lookahead.static.board import Board
@@ -47,13 +48,14 @@ def test_shapes_are_few_and_large_enough(nodes: int, slots: int) -> None:
     rows = Counts().rows(nodes)
     assert rows >= nodes
     assert rows in COUNTS or (rows > COUNTS[-1] and rows % COUNTS[-1] == 0 and rows - nodes < COUNTS[-1])
-    assert slots <= capacity(slots) <= max(1.5 * slots, 256) + 256
+    assert slots <= capacity(slots, few=True) <= max(1.5 * slots, 256) + 256
+    assert slots <= capacity(slots, few=False) < slots + 64
     assert Counts().table(nodes)[-1] == rows
     assert Counts(FIXED).rows(min(nodes, FIXED)) == FIXED
 
 
 def test_capacities_are_few() -> None:
-    assert len({capacity(slots) for slots in range(1, 1 << 15)}) < 20
+    assert len({capacity(slots, few=True) for slots in range(1, 1 << 15)}) < 20
 
 
 # What is found on the device, against what the host finds
@@ -390,3 +392,21 @@ def test_graphs_are_recorded_and_exact_on_cuda(family: str) -> None:
     for one in spaces_of(model_of(base)):
         names = {recording.key[0] for recording in one.recorder.recordings if not recording.refused}  # type: ignore[attr-defined]
         assert "score" in names or family in EXPERTS
+
+
+def test_passes_are_calibrated_as_decoding_has_them() -> None:
+    """Where fixed shapes are the default, they are what is measured."""
+    model, ran = tiny("llama", vocab_size=54), list[int]()
+
+    class Watched(StaticTarget):
+        def _scored(self, rows: int) -> Any:
+            ran.append(rows)
+            return super()._scored(rows)
+
+    with (
+        mock.patch("lookahead.calibrate.static_of", return_value=True),
+        mock.patch("lookahead.calibrate.StaticTarget", Watched),
+    ):
+        curve = measure(model, context=16, most=12, rounds=2)
+    assert set(ran) == {1, 8, 16}
+    assert list(curve.seconds) == sorted(curve.seconds)

@@ -16,7 +16,8 @@ FIXED = 32
 MAX_NODES = 4096
 """Drafted nodes of a row that anybody may ask for."""
 
-STEP = 256  # slots; capacities are 1, 2, 3, 4, 6, 8, 12, 16, … times this
+STEP = 256  # slots; capacities that are to be few are 1, 2, 3, 4, 6, 8, 12, 16, … times this
+_FINE = 64  # slots; others are multiples of this
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +51,17 @@ class Counts:
         return np.array([self.rows(nodes) for nodes in range(1, most + 1)], np.int64)
 
 
-def capacity(slots: int) -> int:
+def capacity(slots: int, *, few: bool) -> int:
     """Return the least capacity of a cache that has so many slots.
 
-    >>> capacity(256), capacity(257), capacity(1100)
-    (256, 512, 1536)
+    Args:
+        few: there are to be few of them, since each is recorded in graphs; otherwise none is much too large.
+
+    >>> capacity(256, few=True), capacity(257, few=True), capacity(1100, few=True), capacity(1100, few=False)
+    (256, 512, 1536, 1152)
     """
+    if not few:
+        return -(-max(slots, 1) // min(_FINE, STEP)) * min(_FINE, STEP)
     steps = -(-max(slots, 1) // STEP)
     power = 1 << (steps.bit_length() - 1)
     return STEP * next(size for size in (power, power + power // 2, 2 * power) if size >= steps)

@@ -83,7 +83,7 @@ class StaticTarget:
 
     def _made(self, cache: DynamicCache, tokens: int) -> Space:
         """Return a space for so many tokens and a pass behind them."""
-        slots = capacity(tokens + self._counts.rows(1))
+        slots = capacity(tokens + self._counts.rows(1), few=next(self._model.parameters()).device.type == "cuda")
         found = spaces_of(self._model).take(self._key(slots))
         if found is not None:
             return found
