@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -48,9 +49,17 @@ def test_the_bits_are_those_of_transformers(
 
 def test_what_only_transformers_can_do_is_left_to_it() -> None:
     states, mask = torch.randn(1, 4, 3, 8), torch.zeros(1, 1, 3, 3)
-    module = SimpleNamespace(num_key_value_groups=2)
-    with pytest.raises(ValueError, match="softcap"):
-        attend(module, states, states[:, :2], states[:, :2], mask, softcap=3.0)
+    module, asked = SimpleNamespace(num_key_value_groups=2), list[dict[str, Any]]()
+
+    def theirs(*_: Any, **given: Any) -> tuple[torch.Tensor, None]:
+        asked.append(given)
+        return states, None
+
+    with mock.patch("lookahead.attention.sdpa_attention_forward", theirs):
+        for given in ({"softcap": 3.0}, {"position_bias": mask}, {}):
+            attend(module, states, states[:, :2], states[:, :2], mask, **given)
+        attend(module, states, states[:, :2], states[:, :2], mask == 0)
+    assert [set(one) & {"softcap", "position_bias"} for one in asked] == [{"softcap"}, {"position_bias"}, set()]
 
 
 def test_a_config_is_left_as_it_was() -> None:
