@@ -418,7 +418,8 @@ class Lookahead:
     def _purse(self, rows: int, sampler: Sampler) -> Purse:
         """Return what a batch may spend; what a pass costs depends on how tokens are picked, too."""
         where = {"device": self.model.device.type, "model": self._key}
-        return self.budget.begin(rows, sampler.kind, **where, guided=bool(sampler.grammars), counts=self._counts)
+        kind = *sampler.kind, self._compiled is not None
+        return self.budget.begin(rows, kind, **where, guided=bool(sampler.grammars), counts=self._counts)
 
     @cached_property
     def _key(self) -> str:

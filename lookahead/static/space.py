@@ -32,7 +32,6 @@ class Space:
         slots: the capacity of the static one.
         family: how drafts run through the model.
         device: where the inputs of the model go.
-
         recorder: runs the work of passes.
 
     Attributes:
@@ -152,7 +151,7 @@ def state_of(model: Any) -> Hashable:
     """
     weights = tuple((one.data_ptr(), one.dtype) for one in (*model.parameters(), *model.buffers()))
     modules = tuple(
-        (id(one), id(type(one)), one.training, *(str(getattr(one, name, "")) for name in _CODE))
+        (id(one), id(type(one)), one.training, *(str(vars(one).get(name, "")) for name in _CODE))
         for one in model.modules()
     )
     device = next(model.parameters()).device.type
@@ -165,4 +164,4 @@ def state_of(model: Any) -> Hashable:
         cuda.matmul.allow_fp16_reduced_precision_reduction,
         torch.are_deterministic_algorithms_enabled(),
     )
-    return hash((weights, modules, implementation_of(text_config(model)), str(cast), kernels, is_recordable(model)))
+    return weights, modules, implementation_of(text_config(model)), str(cast), kernels, is_recordable(model)
