@@ -293,10 +293,8 @@ class Purse:
         unknown = [size for size in self._unknown if size - 1 > self._last.nodes]
         if not unknown or self._curve.passes < _FRESH or self._turns < self._offered_at + _FRESH:
             return False
-        if (
-            self._curve.hoped(int(self._runs[min(unknown) - 1])) - float(self._seconds[self._last.nodes])
-            > self._budget.saved
-        ):
+        hoped = self._curve.hoped(int(self._runs[min(unknown) - 1]))
+        if hoped - float(self._seconds[self._last.nodes]) > self._budget.saved:
             return False
         self._offered_at = self._turns  # so many nodes take time to draft, whether they run or not
         return True

@@ -92,9 +92,8 @@ def test_every_tree_is_exact_in_passes_of_fixed_shapes(name: str) -> None:
             Lookahead(zoo(name, dtype=dtype_of(name)), static=True)
         return
     base = Case(family=name, dtype=dtype_of(name), new=28, prompt=9, nodes=8, way="static", limits=(("slots", 16),))
-    assert_exact(replace(base, seed=1, output="dict"))
     assert_exact(replace(base, seed=2, rows=3, mask="left", sample=True, drafter="prompt+recycle", output="ids"))
-    assert_exact(replace(base, seed=3, rows=2, eos=(4, 9), sample=True, drafter="adversary"))
+    assert_exact(replace(base, seed=3, rows=2, eos=(4, 9), output="dict", drafter="adversary"))
 
 
 @pytest.mark.parametrize("name", [name for name in SEQ2SEQ if name not in REFUSED])
