@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,7 @@ from lookahead.draft import Draft
 from lookahead.drafter import Drafter
 from lookahead.errors import GrammarError, InvalidDraft
 from lookahead.progress import Contexts, Progress
-from lookahead.purse import Choice, Purse, Spent
+from lookahead.purse import Purse, Spent
 from lookahead.sampling import Sampler
 from lookahead.sources.codes import name_of
 from lookahead.static.target import StaticTarget
@@ -24,59 +23,10 @@ from lookahead.target import Target
 from lookahead.topk import TOP
 from lookahead.trace import Pass, Share, Step
 from lookahead.trees import Grown
+from lookahead.turn import Turn
 from lookahead.verify import walk
 
 WARY = 2  # columns of noise that a drafter sees where drafting has not paid lately
-
-
-@dataclass(slots=True)
-class Turn:
-    """One step while it goes on.
-
-    Attributes:
-        starts: columns that each row had before it.
-        going: rows that may pick a token of their own.
-        asked: those of them that draft.
-        context: slots of the key-value cache in use.
-        offered: what the drafters of the rows that draft proposed.
-        proposed: what of that may run, of which `drafts` are a part.
-        asking_s: for each row that drafts, the seconds of its draft and of what is learnt from it.
-        prepared_s, model_s: what inputs and model took of the pass.
-        costs: of the drafters, by row: seconds that single sources took.
-        laps: the seconds of drafting, verifying, keeping and learning.
-    """
-
-    starts: list[int]
-    going: list[int]
-    asked: list[int]
-    context: int
-    begin: float
-    drafts: list[Draft] = field(default_factory=list)
-    choice: Choice = Choice(0, "rests", 0.0)  # noqa: RUF009 - it is frozen
-    best: Any = None
-    paths: list[list[int]] = field(default_factory=list)
-    offered: dict[int, Draft] = field(default_factory=dict)
-    proposed: dict[int, Draft] = field(default_factory=dict)
-    masks: int = 0
-    asking_s: dict[int, float] = field(default_factory=dict)
-    prepared_s: float = 0.0
-    model_s: float = 0.0
-    costs: dict[int, Mapping[str, float]] = field(default_factory=dict)
-    laps: list[float] = field(default_factory=list)
-
-    @property
-    def size(self) -> int:
-        """Nodes that every row runs."""
-        return max(len(draft) for draft in self.drafts)
-
-    @property
-    def seconds(self) -> float:
-        """The time of the laps so far."""
-        return sum(self.laps)
-
-    def lap(self) -> None:
-        """End a part of the step."""
-        self.laps.append(time.perf_counter() - self.begin - self.seconds)
 
 
 class Decoder:

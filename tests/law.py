@@ -45,7 +45,10 @@ LIMITS = {
 }
 """Constants that a case may set, so that short texts reach what only long ones would."""
 
-CLOCKS = ("lookahead.decode.time", "lookahead.target.time", "lookahead.grow.time")
+CLOCKS = (
+    "lookahead.decode.time", "lookahead.turn.time", "lookahead.target.time", "lookahead.static.target.time",
+    "lookahead.grow.time",
+)  # fmt: skip
 """Where a budget's times come from."""
 
 WINDOWS = {
