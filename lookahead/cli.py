@@ -124,7 +124,7 @@ def _drop_output() -> None:
 def generate(args: argparse.Namespace) -> int:
     """Write on from a prompt."""
     check_sampling(args)
-    check_drafting(args, "pool", "trace")
+    check_drafting(args, "pool", "trace", "invariant")
     check_curves(args)
     if args.trace is not None:
         check_writable("--trace", args.trace)

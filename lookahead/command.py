@@ -54,7 +54,7 @@ def check_sampling(args: argparse.Namespace) -> None:
 
 def check_drafting(args: argparse.Namespace, *names: str) -> None:
     """Raise `InvalidInput` for one of these options, which need drafts, beside --plain."""
-    if args.plain and (given := [name for name in names if getattr(args, name) is not None]):
+    if args.plain and (given := [name for name in names if getattr(args, name) not in (None, False)]):
         raise InvalidInput(f"--plain drafts nothing; leave out --{given[0]}, or --plain")
 
 
@@ -92,6 +92,8 @@ def check_curves(args: argparse.Namespace) -> None:
     check_drafting(args, "curves")
     if args.curves is not None and args.nodes is not None:
         raise InvalidInput(f"--nodes {args.nodes} runs so many, whatever they cost; leave out --curves, or --nodes")
+    if args.curves is not None and args.invariant:
+        raise InvalidInput("--invariant runs 32 rows a pass, whatever they cost; leave out --curves, or --invariant")
     if args.nodes is None and not args.plain and (file := _curves_file(args)) is not None:
         from lookahead.curves import Curves
 

@@ -40,7 +40,7 @@ UNUSABLE = 1
 def run(args: argparse.Namespace) -> int:
     """Write a JSON value of a schema."""
     check_sampling(args)
-    check_drafting(args, "memory", "trace")
+    check_drafting(args, "memory", "trace", "invariant")
     check_curves(args)
     if args.trace is not None:
         check_writable("--trace", args.trace)

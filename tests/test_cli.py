@@ -208,6 +208,10 @@ def test_trace_is_refused_before_the_work(
     assert "--trace no/such/folder/x: no such file or directory; give a file that can be written" in said
     said = refusal(capsys, [*common, "--trace", str(tmp_path / "x"), "--plain"])
     assert "--plain drafts nothing; leave out --trace, or --plain" in said
+    said = refusal(capsys, [*common, "--invariant", "--plain"])
+    assert "--plain drafts nothing; leave out --invariant, or --plain" in said
+    said = refusal(capsys, [*common, "--invariant", "--curves", "x"])
+    assert "leave out --curves, or --invariant" in said
     assert not (tmp_path / "x").exists()
 
 
