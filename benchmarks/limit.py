@@ -141,7 +141,9 @@ class Passes:
         self.target: Any
         if way.get("static") is not False:
             compiled = torch.compile(model.__call__, dynamic=False) if way.get("compile") else None
-            self.target = StaticTarget(model, family, cache, None, last, 64, counts=Counts(), compiled=compiled)
+            self.target = StaticTarget(
+                model, family, cache, None, last, 1, nodes=64, counts=Counts(), compiled=compiled
+            )
         else:
             self.target = Target(model, family, cache, None, last, 256)
 

@@ -103,7 +103,7 @@ class _Trees:
         last = torch.full((rows,), context - 1)
         self._target: Target | StaticTarget
         if static_of(model, family, None, invariant=False, compile=False):  # as decoding has them
-            self._target = StaticTarget(model, family, cache, None, last, most, counts=Counts())
+            self._target = StaticTarget(model, family, cache, None, last, 1, nodes=most, counts=Counts())
         else:
             self._target = Target(model, family, cache, None, last, room=most)
 

@@ -408,7 +408,8 @@ class Lookahead:
         positions = last_positions(model_kwargs, cached, input_ids)
         if self._counts is not None:
             room = progress.remaining(0) if self._chains else min(progress.remaining(0), ROOM)
-            shapes: Any = {"counts": self._counts, "chains": self._chains, "compiled": self._compiled}
+            nodes = min(self.budget.most, self._counts.most) + self.drafter.probes + 1
+            shapes: Any = {"nodes": nodes, "counts": self._counts, "chains": self._chains, "compiled": self._compiled}
             return logits, StaticTarget(self.model, family, cache, mask, positions, room, **shapes), contexts, drafters
         room = min(progress.remaining(0), 2 * BLOCK) + self.budget.most + self.drafter.probes + 1
         encoder = {} if cross is None else {n: model_kwargs.get(n) for n in ("encoder_outputs", "attention_mask")}

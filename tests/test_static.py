@@ -219,7 +219,7 @@ def test_spaces_are_used_again_and_few_are_kept() -> None:
     spaces_of(model).clear()
     la.generate(ids, max_new_tokens=20)
     (first,) = spaces_of(model)
-    la.generate(ids, max_new_tokens=30)
+    la.generate(ids, max_new_tokens=22)
     assert list(spaces_of(model)) == [first]
     for tokens in (300, 600, 900):
         la.generate(ids, max_new_tokens=tokens, eos_token_id=None)
@@ -228,6 +228,16 @@ def test_spaces_are_used_again_and_few_are_kept() -> None:
     with pytest.raises(ZeroDivisionError):
         la.generate(ids, max_new_tokens=20, stopping_criteria=[lambda *_: 1 / 0])
     assert len(list(spaces_of(model))) <= KEPT
+
+
+@pytest.mark.parametrize("new", [20, 59, 60, 61, 124])
+def test_a_text_of_known_length_never_moves_to_a_larger_cache(new: int) -> None:
+    model, ids = tiny("llama", vocab_size=56), torch.tensor([[3, 4, 5, 6]])
+    plain = model.generate(ids, max_new_tokens=new)
+    spaces_of(model).clear()
+    oracle = Oracle([plain[0, 4:].tolist()], 56, error=0.2)
+    assert torch.equal(Lookahead(model, drafter=oracle, nodes=50, static=True).generate(ids, max_new_tokens=new), plain)
+    assert len(list(spaces_of(model))) == 1
 
 
 def test_a_space_serves_only_the_model_as_it_was() -> None:

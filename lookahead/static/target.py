@@ -39,6 +39,7 @@ class StaticTarget:
         prompt_mask: [B, P] bool over all cached positions; None when nothing is padding.
         last_position: [B] int64, the position id of the last prompt token of each row.
         room: tokens that are to be generated, as far as that is known; more make a larger cache.
+        nodes: of the largest pass, the root included, for which there is room behind those tokens.
         counts: how many rows a pass runs.
         chains: drafts are cut to chains, whose tokens stand where they stand in plain decoding.
         compiled: what is called in place of the model.
@@ -59,12 +60,13 @@ class StaticTarget:
         last_position: Tensor,
         room: int,
         *,
+        nodes: int,
         counts: Counts,
         chains: bool = False,
         compiled: Callable[..., Any] | None = None,
     ) -> None:
         self._model, self._family, self._counts, self._chains = model, family, counts, chains
-        self._compiled = compiled
+        self._compiled, self._largest = compiled, counts.rows(nodes)
         self._rows, self._config = last_position.shape[0], text_config(model)
         dtypes = tuple(layer.keys.dtype for layer in cache.layers if getattr(layer, "keys", None) is not None)
         self._state = state_of(model), dtypes
@@ -83,7 +85,7 @@ class StaticTarget:
 
     def _made(self, cache: DynamicCache, tokens: int) -> Space:
         """Return a space for so many tokens and a pass behind them."""
-        slots = capacity(tokens + self._counts.rows(1), few=next(self._model.parameters()).device.type == "cuda")
+        slots = capacity(tokens + self._largest, few=next(self._model.parameters()).device.type == "cuda")
         found = spaces_of(self._model).take(self._key(slots))
         if found is not None:
             return found
