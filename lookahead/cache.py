@@ -49,14 +49,26 @@ class TreeLayer(DynamicLayer):  # type: ignore[misc]
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write [B, H, N, D] rows behind the kept ones and return kept and new rows, [B, H, used + N, D]."""
         end = self.used + key_states.shape[-2]
-        if end > self._keys.shape[-2]:
-            slots = end + max(BLOCK, end // 4)
-            self._keys = _enlarged(self._keys, self.used, slots)
-            self._values = _enlarged(self._values, self.used, slots)
+        self.reserve(end)
         self._keys[:, :, self.used : end] = key_states
         self._values[:, :, self.used : end] = value_states
         self._show(end)
         return self.keys, self.values
+
+    @property
+    def buffers(self) -> tuple[Tensor, Tensor]:
+        """Keys and values with room for more, [B, H, S, D]."""
+        return self._keys, self._values
+
+    def reserve(self, slots: int) -> bool:
+        """Have room for `slots` slots; return whether there was none."""
+        if slots <= self._keys.shape[-2]:
+            return False
+        more = slots + max(BLOCK, slots // 4)
+        self._keys = _enlarged(self._keys, self.used, more)
+        self._values = _enlarged(self._values, self.used, more)
+        self._show(self.used)
+        return True
 
     def get_seq_length(self) -> int:
         return self.used
@@ -124,6 +136,7 @@ class TreeCache(Cache):  # type: ignore[misc]
         self.attention = [layer for layer in layers if isinstance(layer, TreeLayer)]
         self.prompt = self.used
         self._slots: list[list[int]] = [[] for _ in range(rows)]
+        self._buffers: list[Tensor] = []
 
     @property
     def device(self) -> torch.device:
@@ -134,6 +147,13 @@ class TreeCache(Cache):  # type: ignore[misc]
     def used(self) -> int:
         """Slots in use, holes included."""
         return self.attention[0].used
+
+    def buffers(self, nodes: int) -> list[Tensor]:
+        """Return keys and values of all layers, one after the other, with room for a pass over so many nodes."""
+        grown = [layer.reserve(layer.used + nodes) for layer in self.attention]
+        if any(grown) or not self._buffers:
+            self._buffers = [buffer for layer in self.attention for buffer in layer.buffers]
+        return self._buffers
 
     @property
     def has_holes(self) -> bool:

@@ -257,7 +257,7 @@ class Check:
         except Exception as error:
             raise InvalidInput(f"plain generate() fails ({type(error).__name__}: {error}); mend that first") from error
         try:
-            Lookahead(self.model, self.tokenizer, invariant=self.invariant).generate(**given)
+            Lookahead(self.model, self.tokenizer, invariant=self.invariant, script=True).generate(**given)
         except (UnsupportedModel, UnsupportedArgument) as error:
             raise InvalidInput(str(error)) from error
 
@@ -391,7 +391,7 @@ class _Drafting:
             case _:
                 oracle = functools.partial(Oracle, vocab=vocabulary(check.model), seed=SEED)
                 options |= {"nodes": NODES, "drafter": oracle(self._answers)}
-        lookahead = Lookahead(check.model, check.tokenizer, invariant=check.invariant, **options)
+        lookahead = Lookahead(check.model, check.tokenizer, invariant=check.invariant, script=True, **options)
         outcome = call.run(lookahead.generate, SEED, plain=False)
         self.last = lookahead.last
         return outcome

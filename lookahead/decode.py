@@ -211,6 +211,7 @@ class Decoder:
         """Run the pass, and walk down the trees."""
         before, self._sampler.learns = self._masks, bool(turn.asked)
         self._forward(turn)
+        turn.begin += self._target.recording_s
         turn.paths = walk(turn.drafts, self._sampler, self._progress)
         self._sampler.learn(turn.paths)
         turn.masks = self._masks - before

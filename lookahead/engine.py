@@ -48,6 +48,7 @@ from lookahead.request import (
     served_arguments,
 )
 from lookahead.sampling import Sampler
+from lookahead.script import Recorded, forget, recorded_of, scripts_of
 from lookahead.static.choice import static_of
 from lookahead.static.shapes import FIXED, Counts
 from lookahead.static.space import spaces_of
@@ -84,6 +85,10 @@ class Lookahead:
             `generate()` as that is to itself with other batches (`docs/exactness.md`).
         compile: run passes of fixed shapes as `torch.compile` makes them, which takes a while for each number of rows,
             and rounds a little differently.
+        script: run passes on a CPU as recordings of their tensor operations, which give the same bits without the
+            Python between them; see `lookahead.script`. None: from when a recording is worth its time, some hundred
+            passes; True: from the first pass on; False: never. Models that cannot be recorded run as they are written,
+            see `recorded`.
 
     Raises:
         InvalidArgument: `nodes` is neither "auto" nor a whole number in [0, 4096], `drafter` is no `Drafter`, …
@@ -113,6 +118,7 @@ class Lookahead:
         static: bool | None = None,
         invariant: bool = False,
         compile: bool = False,
+        script: bool | None = None,
     ) -> None:
         if not isinstance(model, GenerationMixin):
             raise InvalidArgument(
@@ -134,6 +140,9 @@ class Lookahead:
         if static_of(model, family, static, invariant=invariant, compile=compile):
             self._counts = Counts(FIXED if invariant else 0)
         self._compiled = torch.compile(model.__call__, dynamic=False) if compile else None
+        if not (script is None or isinstance(script, bool)):
+            raise InvalidArgument(f"script={script!r}; give True, False, or None for when it is worth it")
+        self._script = script
         options: dict[str, Any] = {} if sources is None else {"sources": sources}
         self._memory = Memory(pool, tokenizer, remember)
         self.drafter = drafter or Grower(vocab_size=vocabulary(model), pools=self.pools, **options)
@@ -191,8 +200,14 @@ class Lookahead:
         self._memory.check()
 
     def release(self) -> None:
-        """Free what passes of fixed shapes keep between requests of this model: caches, and recorded graphs."""
+        """Free what is kept between requests of this model: recordings, and caches of fixed shapes."""
         spaces_of(self.model).clear()
+        forget(self.model)
+
+    @property
+    def recorded(self) -> list[Recorded]:
+        """What became of the recordings of this model, see `script`: what each took, or why there is none."""
+        return recorded_of(self.model)
 
     def close(self) -> None:
         """Write and close the pools whose directories were given. Done by itself when the process ends in order."""
@@ -356,7 +371,7 @@ class Lookahead:
             )
             prefill_s = time.perf_counter() - begin
             try:
-                purse, vocab = self._purse(progress.rows, sampler), vocabulary(self.model)
+                purse, vocab = self._purse(progress.rows, sampler, target.recorded), vocabulary(self.model)
                 decoder = Decoder(target, sampler, progress, contexts, drafters, purse=purse, vocab=vocab)
                 with self.model._optimize_model_for_decode():
                     decoder.run(logits)
@@ -413,13 +428,16 @@ class Lookahead:
             return logits, StaticTarget(self.model, family, cache, mask, positions, room, **shapes), contexts, drafters
         room = min(progress.remaining(0), 2 * BLOCK) + self.budget.most + self.drafter.probes + 1
         encoder = {} if cross is None else {n: model_kwargs.get(n) for n in ("encoder_outputs", "attention_mask")}
-        target = Target(self.model, family, cache, mask, positions, room, encoder=encoder, cross=cross)
+        at_once = bool(self._script)
+        scripts = None if self._script is False else scripts_of(self.model, family, progress.rows, at_once=at_once)
+        told: Any = {"encoder": encoder, "cross": cross, "scripts": scripts}
+        target = Target(self.model, family, cache, mask, positions, room, **told)
         return logits, target, contexts, drafters
 
-    def _purse(self, rows: int, sampler: Sampler) -> Purse:
+    def _purse(self, rows: int, sampler: Sampler, recorded: tuple[bool, bool]) -> Purse:
         """Return what a batch may spend; what a pass costs depends on how tokens are picked, too."""
         where = {"device": self.model.device.type, "model": self._key}
-        kind = *sampler.kind, self._compiled is not None
+        kind = *sampler.kind, self._compiled is not None, *recorded
         return self.budget.begin(rows, kind, **where, guided=bool(sampler.grammars), counts=self._counts)
 
     @cached_property
@@ -494,6 +512,7 @@ def generate(
     static: bool | None = None,
     invariant: bool = False,
     compile: bool = False,
+    script: bool | None = None,
     **arguments: Any,
 ) -> Any:
     """Return exactly what `model.generate(inputs, **arguments)` returns, sooner.
@@ -510,12 +529,12 @@ def generate(
             output is what `model.generate()` gives with `grammar.processor(tokenizer, eos_token_id=…)` as the last
             of your logits processors, its end tokens those of the call, and drafts follow it. Needs `tokenizer=`. With
             `custom_generate=la` pass that processor instead.
-        drafter, sources, nodes, budget, pool, remember, static, invariant, compile: see `Lookahead`; a pool given as a
-            directory is closed at the end.
+        drafter, sources, nodes, budget, pool, remember, static, invariant, compile, script: see `Lookahead`; a pool
+            given as a directory is closed at the end.
 
     >>> lookahead.generate(model, **tokenizer("def add(", return_tensors="pt"), max_new_tokens=64)
     """
     options: dict[str, Any] = {"drafter": drafter, "sources": sources, "nodes": nodes, "budget": budget}
-    options |= {"static": static, "invariant": invariant, "compile": compile}
+    options |= {"static": static, "invariant": invariant, "compile": compile, "script": script}
     with Lookahead(model, arguments.get("tokenizer"), pool=pool, remember=remember, **options) as lookahead:
         return lookahead.generate(inputs, generation_config, **arguments)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from lookahead.draft import Draft
 from lookahead.families import Family, text_config
 from lookahead.mask import TreeMasks
 from lookahead.states import StateCache
+
+if TYPE_CHECKING:
+    from lookahead.script import Scripts
 
 
 class Watch:
@@ -59,10 +62,12 @@ class Target:
         last_position: [B] int64, the position id of the last prompt token of each row.
         room: slots to allocate for generated tokens.
         encoder: what a decoder is given of its encoder, and `cross`, the cache of that.
+        scripts: recordings of the model, where there can be some.
 
     Attributes:
         best: None: the best successors of nodes are looked for by whoever needs them.
         prepared_s: what the latest inputs of the model took: tokens, positions, mask.
+        recording_s: what it took then to record the model, which is done but once.
     """
 
     best: tuple[Tensor, Tensor] | None = None
@@ -78,7 +83,9 @@ class Target:
         *,
         encoder: Mapping[str, Any] = MappingProxyType({}),
         cross: DynamicCache | None = None,
+        scripts: Scripts | None = None,
     ) -> None:
+        self._scripts = scripts
         self._model, self._family, self._inputs = model, family, dict(family.inputs) | dict(encoder)
         self._table, self._config = family.table, text_config(model)
         rows = last_position.shape[0]
@@ -96,7 +103,7 @@ class Target:
             self._masks = TreeMasks(self._prompt_mask, dtype, dict(family.reaches), keyed=family.keyed)
         self._cache = joined(self.cache, cross) if self._states is None else self._states.cache
         self._ran: Sequence[Draft] = ()
-        self.prepared_s = 0.0
+        self.prepared_s = self.recording_s = 0.0
         self._watch = Watch(self._device)
         self._next_position = last_position.cpu().numpy() + 1
 
@@ -104,6 +111,11 @@ class Target:
     def seconds(self) -> float:
         """What the latest call of the model took; on a GPU, from its first kernel to its last, once it has ended."""
         return self._watch.seconds
+
+    @property
+    def recorded(self) -> tuple[bool, bool]:
+        """Whether passes over trees run as recorded by now, and those over single nodes."""
+        return (False, False) if self._scripts is None else self._scripts.ready
 
     @property
     def linear(self) -> bool:
@@ -158,6 +170,15 @@ class Target:
         if self._family.positions:
             given["position_ids"] = positions
         self.prepared_s = time.perf_counter() - begin
+        script = None
+        if self._scripts is not None:
+            script = self._scripts.find(self._model, mask, size, self.cache, self._watch.seconds)
+        self.recording_s = time.perf_counter() - begin - self.prepared_s
+        if script is not None:
+            with self._watch:
+                logits = script.run(ids, positions, mask, self.cache)
+            if logits is not None:
+                return logits
         with self._watch, shared_heads(self._config):
             outputs = self._model(
                 **{self._family.cache: self._cache}, use_cache=True, return_dict=True, **given, **self._inputs

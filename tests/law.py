@@ -82,7 +82,7 @@ class Case:
         poison: the oracle's errors are a token that turns whoever attends to it to NaN; plain must not pick it.
         grammar: what all rows must be: a JSON Schema as text, "regex:…" or "lark:…"; or a tuple of those, one for each
             row ("": free). Such cases have a larger vocabulary. The way in is `grammar=`; for "custom", the processor.
-        way: "dynamic", "static", "invariant" or "compiled": the shapes of passes.
+        way: how passes run: "dynamic" (as the model is written), "recorded", "static", "invariant" or "compiled".
         budget: "fixed", "dice" (decides at random), or "clock" (the automatic one by a clock that goes as it likes);
             with both `nodes` is the most.
     """
@@ -243,8 +243,14 @@ def lookahead_of(case: Case, model: Any, plain: Result) -> Lookahead:
 
 
 def ways_of(case: Case) -> dict[str, Any]:
+    """Return the arguments that say how the passes of `case` run."""
+    return shapes_of(case) | {"script": case.way == "recorded"}
+
+
+def shapes_of(case: Case) -> dict[str, Any]:
     """Return the arguments that say which shapes the passes of `case` have."""
-    return {"static": case.way != "dynamic", "invariant": case.way == "invariant", "compile": case.way == "compiled"}
+    fixed = case.way not in ("dynamic", "recorded")
+    return {"static": fixed, "invariant": case.way == "invariant", "compile": case.way == "compiled"}
 
 
 def nodes_of(case: Case) -> dict[str, Any]:
@@ -428,6 +434,8 @@ BATTERY = (
     Case(way="static", seed=24, new=40, sample=True, output="ids", drafter="adversary", options=(("top_k", 10),)),
     replace(_BATCH, way="static", seed=7, new=32, error=0.0, eos=(1,), criteria=("Alarm",), output="dict"),
     Case(way="invariant", family="qwen3", seed=25, rows=3, mask="left", new=32, eos=(4,), output="ids"),
+    Case(way="recorded", seed=26, new=32, drafter="adversary", limits=(("block", 1),), poison=True),
+    replace(_BATCH, way="recorded", family="gemma3_text", seed=27, new=28, error=0.0),
 )
 """A few cases that between them reach every part; each planted bug has to make one of them fail."""
 

@@ -24,7 +24,7 @@ from law import (
     model_of,
     probes_of,
     run,
-    ways_of,
+    shapes_of,
 )
 from models import ATTENTION, FAMILIES, RELEASE, WORDS, tiny
 from transformers import TopKLogitsWarper
@@ -161,7 +161,7 @@ def cases(draw: Any, **fixed: Any) -> Case:
         "door": where,
         "calls": draw(st.sampled_from((1, 1, 2))),
         "limits": draw(some_of(LIMIT, 3)),
-        "way": draw(st.sampled_from(("dynamic", "static", "static", "invariant"))),
+        "way": draw(st.sampled_from(("dynamic", "recorded", "recorded", "static", "static", "invariant"))),
     }
     return in_its_way(Case(**arguments | fixed))
 
@@ -171,7 +171,7 @@ def in_its_way(case: Case) -> Case:
     if case.way == "invariant" and (case.nodes > 31 or probes_of(case)):
         case = replace(case, way="static")
     try:
-        static_of(model_of(case), family_of(model_of(case)), **ways_of(case))
+        static_of(model_of(case), family_of(model_of(case)), **shapes_of(case))
     except UnsupportedModel:
         return replace(case, way="dynamic")
     return case

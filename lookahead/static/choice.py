@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
-from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from lookahead.errors import InvalidArgument, UnsupportedModel
 from lookahead.families import Family, text_config
+from lookahead.model_state import ModelState, state_of
 from lookahead.request import runs_together
 from lookahead.support import is_quantized
 
@@ -29,23 +28,24 @@ def static_of(model: Any, family: Family, static: bool | None, *, invariant: boo
     asked = [name for name, value in (("invariant", invariant), ("compile", compile), ("static", static)) if value]
     if asked and static is False:
         raise InvalidArgument(f"{asked[0]}=True takes passes of fixed shapes; leave static=False out")
-    reason = _reason(model, family)
+    if not asked and (static is False or next(model.parameters()).device.type != "cuda"):
+        return False
+    reason = reason_against(model, family, state_of(model))
     if invariant:
         reason = reason or _varies(model)
     if reason and asked:
         name = asked[0]
         raise UnsupportedModel(f"{name}=True does not serve {type(model).__name__}: {reason}; leave {name} out")
-    wanted = bool(asked) or (static is None and _is_on_cuda(model))
-    return bool(wanted) and not reason
+    return not reason
 
 
-def _reason(model: nn.Module, family: Family) -> str:
-    """Return why no pass of a fixed shape can be run; "": it can."""
+def reason_against(model: nn.Module, family: Family, state: ModelState) -> str:
+    """Return why no pass can be a function of tensors that are given to it; "": it can."""
     if family.shape != "tree":
         return "its drafts are chains behind a cache that the model itself makes masks for"
-    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+    if state.offloaded:
         return "its weights are spread over devices or offloaded"
-    if len({one.device for one in model.parameters()}) > 1:
+    if len(state.devices) > 1:
         return "its weights are on more than one device"
     if runs_together(model):
         return "several processes run its passes together"
@@ -61,18 +61,3 @@ def _varies(model: Any) -> str:
     if is_quantized(model):
         return "it is quantized, and kernels for that may depend on all rows of a pass"
     return ""
-
-
-def is_recordable(model: nn.Module) -> bool:
-    """Whether all that a pass does is in its tensor operations, as far as can be seen: nobody's code hangs in it."""
-    if torch.is_autocast_enabled(next(model.parameters()).device.type):
-        return False  # what it casts weights to is gone when it ends
-    if _global_forward_hooks or _global_forward_pre_hooks:
-        return False
-    if any(one._forward_hooks or one._forward_pre_hooks or "forward" in vars(one) for one in model.modules()):
-        return False
-    return all(one.data_ptr() for one in model.parameters() if one.numel())
-
-
-def _is_on_cuda(model: nn.Module) -> bool:
-    return {one.device.type for one in model.parameters()} == {"cuda"}

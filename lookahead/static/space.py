@@ -12,16 +12,13 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from lookahead.attention import implementation_of
-from lookahead.families import Family, text_config
+from lookahead.families import Family
 from lookahead.static.board import Board
 from lookahead.static.cache import StaticCache
-from lookahead.static.choice import is_recordable
 from lookahead.static.mask import StaticMasks
 from lookahead.static.recorder import Graphs, Recorder
 
 KEPT = 2  # spaces of a model between requests
-_CODE = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")  # of adapters: what runs
 
 
 class Space:
@@ -141,27 +138,3 @@ def spaces_of(model: Any) -> Spaces:
     """Return the spaces that are kept for `model`, as long as there is the model."""
     with _MAKING:
         return _OF.setdefault(model, Spaces())
-
-
-def state_of(model: Any) -> Hashable:
-    """Return what a recorded graph has of a model besides the values of its weights: where they are, and what runs.
-
-    A graph reads weights where they were, and runs the code that ran; adapters that are switched on, and settings of
-    torch, are not in it.
-    """
-    weights = tuple((one.data_ptr(), one.dtype) for one in (*model.parameters(), *model.buffers()))
-    modules = tuple(
-        (id(one), id(type(one)), one.training, *(str(vars(one).get(name, "")) for name in _CODE))
-        for one in model.modules()
-    )
-    device = next(model.parameters()).device.type
-    cast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
-    cuda = torch.backends.cuda
-    kernels = (
-        torch.get_float32_matmul_precision(),
-        *(getattr(cuda, f"{name}_sdp_enabled")() for name in ("flash", "mem_efficient", "math", "cudnn")),
-        cuda.matmul.allow_bf16_reduced_precision_reduction,
-        cuda.matmul.allow_fp16_reduced_precision_reduction,
-        torch.are_deterministic_algorithms_enabled(),
-    )
-    return weights, modules, implementation_of(text_config(model)), str(cast), kernels, is_recordable(model)

@@ -16,11 +16,11 @@ from transformers.cache_utils import DynamicCache
 from lookahead.attention import shared_heads
 from lookahead.draft import Draft
 from lookahead.families import Family, text_config
+from lookahead.model_state import state_of
 from lookahead.static.cache import StaticCache
-from lookahead.static.choice import is_recordable
 from lookahead.static.recorder import Graphs, Plainly, Recorder
 from lookahead.static.shapes import Counts, capacity
-from lookahead.static.space import Space, spaces_of, state_of
+from lookahead.static.space import Space, spaces_of
 from lookahead.target import Watch
 from lookahead.topk import TOP, best_there
 from lookahead.transfer import sent
@@ -50,6 +50,8 @@ class StaticTarget:
     """
 
     linear = False
+    recorded = False, False
+    recording_s = 0.0
 
     def __init__(
         self,
@@ -69,7 +71,8 @@ class StaticTarget:
         self._compiled, self._largest = compiled, counts.rows(nodes)
         self._rows, self._config = last_position.shape[0], text_config(model)
         dtypes = tuple(layer.keys.dtype for layer in cache.layers if getattr(layer, "keys", None) is not None)
-        self._state = state_of(model), dtypes
+        state = state_of(model)
+        self._state, self._recordable = (state.key, dtypes), state.recordable
         self._space = self._made(cache, int(cache.get_seq_length()) + room)
         self._device = self._space.cache.device
         self._space.begin(cache, None if prompt_mask is None else prompt_mask.to(self._device))
@@ -92,7 +95,7 @@ class StaticTarget:
         layer = next(layer for layer in cache.layers if layer.keys is not None and layer.keys.numel())
         device = layer.keys.device
         recorder: Recorder = Plainly()
-        if device.type == "cuda" and is_recordable(self._model):
+        if device.type == "cuda" and self._recordable:
             recorder = Graphs(device, warm=2 if self._compiled else 1)  # the first run compiles
         try:
             return Space(cache, slots, self._family, device, recorder)

@@ -20,6 +20,7 @@ from lookahead.draft import Draft
 from lookahead.mask import TreeMask
 from lookahead.progress import Contexts, Progress, Records, Stops
 from lookahead.sampling import NoiseLedger, Sampler
+from lookahead.script import Script
 from lookahead.states import StateCache
 from lookahead.static.board import Board
 from lookahead.static.cache import StaticCache, StaticLayer
@@ -584,6 +585,62 @@ def window_given_back_too_long() -> Any:
     def planted(fill: Any, layer: Any, keys: Any, values: Any) -> None:
         fill(layer, keys, values)
         layer.keys, layer.values = keys, values
+
+    return planted
+
+
+@bug
+def recorded_pass_writes_one_slot_early() -> Any:
+    """A recorded pass is told that it sees a slot less than it does."""
+
+    @instead(Script, "run")
+    def planted(run: Any, self: Any, tokens: Any, positions: Any, mask: Any, cache: Any) -> Any:
+        if mask is None:
+            return run(self, tokens, positions, mask, cache)
+        cut = {name: one[..., 1:] for name, one in mask.items()} if isinstance(mask, dict) else mask[..., 1:]
+        for layer in cache.attention:
+            layer.used -= 1
+        try:
+            return run(self, tokens, positions, cut, cache)
+        finally:
+            for layer in cache.attention:
+                layer.used += 1
+
+    return planted
+
+
+@bug
+def recorded_pass_writes_to_buffers_that_were_left() -> Any:
+    """Where a cache has grown, recorded passes go on with the buffers that it had before."""
+
+    @instead(TreeCache, "buffers")
+    def planted(buffers: Any, self: Any, nodes: int) -> Any:
+        if not hasattr(self, "first"):
+            self.first = [one.clone() for one in buffers(self, 64)]
+        return self.first
+
+    return planted
+
+
+@bug
+def recorded_pass_confuses_masks() -> Any:
+    """Kinds of layers take each other's masks."""
+
+    @instead(Script, "run")
+    def planted(run: Any, self: Any, tokens: Any, positions: Any, mask: Any, cache: Any) -> Any:
+        mixed = dict(zip(mask, reversed(mask.values()), strict=True)) if isinstance(mask, dict) else mask
+        return run(self, tokens, positions, mixed, cache)
+
+    return planted
+
+
+@bug
+def recording_of_another_batch_size() -> Any:
+    """Passes of padded rows run with places counted as for the first row."""
+
+    @instead(Script, "run")
+    def planted(run: Any, self: Any, tokens: Any, positions: Any, mask: Any, cache: Any) -> Any:
+        return run(self, tokens, positions[:1].expand_as(positions), mask, cache)
 
     return planted
 

@@ -1,0 +1,338 @@
+"""Passes without the Python between their tensor operations: a model's forward, recorded once for all shapes.
+
+What `transformers` does around the operations of a small model takes a fifth of a pass on a CPU. `torch.jit.trace`
+records the operations themselves, with sizes that are looked up as they run; so one recording serves trees of any
+number of nodes behind any context, and computes the same bits. A CUDA graph does as much and more on a GPU
+(`lookahead.static`), for one shape each.
+"""
+
+from __future__ import annotations
+
+import linecache
+import threading
+import time
+import warnings
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicLayer
+
+from lookahead.attention import shared_heads
+from lookahead.cache import TreeCache, TreeLayer
+from lookahead.families import Family, text_config
+from lookahead.model_state import state_of
+from lookahead.static.choice import reason_against
+
+WORTH = 256  # passes after which a recording has been worth its time, which is that of some two hundred
+_SLOW_S = 0.25  # of a pass: what Python takes is no longer worth a recording
+_KEPT = 8  # batch sizes, and states, whose recordings are kept of a model
+_JIT: Any = torch.jit  # whose types say little
+_TREE, _PADDED, _NODE = "tree", "padded node", "node"  # kinds of passes; the last one has no mask
+_EXAMPLES = {  # nodes and slots before them: recorded with the first, compared with the others
+    _TREE: ((4, 7), (2, 3), (9, 21), (5, 40)),
+    _PADDED: ((1, 7), (1, 1), (1, 40)),
+    _NODE: ((1, 7), (1, 1), (1, 40)),
+}
+
+# Lines that turn a number into one of Python's, but only ask whether there is one query, or for what no pass changes.
+_HARMLESS = (
+    ("lookahead/attention.py", ""),
+    ("transformers/integrations/sdpa_attention.py", "q_length > 1"),
+    ("transformers/integrations/sdpa_attention.py", "q_length == 1"),
+    ("transformers/integrations/sdpa_attention.py", "query.shape[2] > 1"),
+    ("transformers/integrations/sdpa_attention.py", "is_causal.item()"),
+    ("transformers/integrations/sdpa_attention.py", "hidden_states is None or hidden_states.shape[1] == 1"),
+    ("transformers/integrations/sdpa_attention.py", "key.shape[-1] == value.shape[-1]"),
+    ("transformers/integrations/sdpa_attention.py", "if use_gqa_in_sdpa(attention_mask, key, value)"),
+    ("transformers/masking_utils.py", "if (q_length == 1 or kv_length == q_length) and"),
+    ("torch/nn/functional.py", "padding_idx"),
+    ("torch/nn/functional.py", "weight.size(0)"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What became of one kind of pass.
+
+    Attributes:
+        kind: "tree"; "node", over a single one in each row; or "padded node", with a mask.
+        rows: the batch size.
+        seconds: that recording and trying it took.
+        refused: why such passes run as they are written; "": they do not.
+    """
+
+    kind: str
+    rows: int
+    seconds: float
+    refused: str = ""
+
+
+class _Refused(Exception):
+    """No recording can stand for the model."""
+
+
+class _Layer(DynamicLayer):  # type: ignore[misc]
+    """Writes the last rows of what it is to show; `lookahead.cache.TreeLayer`, for one pass."""
+
+    is_croppable = False
+
+    def __init__(self, keys: Tensor, values: Tensor, used: Any) -> None:
+        super().__init__()
+        self.keys, self.values, self._used = keys, values, used
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        for buffer, states in ((self.keys, key_states), (self.values, value_states)):
+            buffer.narrow(2, self._used, states.size(2)).copy_(states)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> Any:
+        """Return how much is held, or any number where a pass is recorded: positions and masks are given, and models
+        that ask for more are found out when recording and pass are compared."""
+        return 1 if _JIT.is_tracing() else self._used
+
+
+class _Pass(nn.Module):
+    """A pass as a function of tensors alone.
+
+    Args:
+        layers: of the cache; those that hold nothing are passed on as they are.
+        names: of the masks, where the model takes one for each kind of layers; (): it takes one; None: it takes none.
+    """
+
+    def __init__(self, model: nn.Module, family: Family, layers: Sequence[Any], names: Sequence[str] | None) -> None:
+        super().__init__()
+        self.model = model
+        self._family, self._names = family, names
+        self._layers = [None if isinstance(layer, TreeLayer) else layer for layer in layers]
+
+    def forward(self, tokens: Tensor, positions: Tensor, span: Tensor, *tensors: Tensor) -> Tensor:
+        """Return the logits [B, N, V].
+
+        Args:
+            tokens, positions: [B, N].
+            span: [S + N], as long as what the pass sees.
+            tensors: the masks, then keys and values of every layer, with room for more.
+        """
+        count = 0 if self._names is None else max(len(self._names), 1)
+        masks, held = tensors[:count], iter(tensors[count:])
+        end = span.size(0)
+        used, layers = end - tokens.size(1), []
+        for layer in self._layers:
+            if layer is None:
+                layer = _Layer(next(held).narrow(2, 0, end), next(held).narrow(2, 0, end), used)
+            layers.append(layer)
+        mask: Any = dict(zip(self._names, masks, strict=True)) if self._names else masks[0] if masks else None
+        given = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
+        given |= {self._family.cache: Cache(layers=layers), "use_cache": True, "return_dict": True}
+        with shared_heads(text_config(self.model)):
+            logits: Tensor = self.model(**given, **dict(self._family.inputs)).logits
+        return logits
+
+
+class Script:
+    """The recording of one kind of pass.
+
+    Args:
+        module: what was recorded.
+        seconds: that recording and trying it took.
+
+    Attributes:
+        refused: why passes run as they are written; "": they do not.
+    """
+
+    def __init__(self, module: Any, refused: str, seconds: float) -> None:
+        self._module, self.refused, self.seconds = module, refused, seconds
+        self._span = torch.zeros(1)
+
+    def run(self, tokens: Tensor, positions: Tensor, mask: Any, cache: TreeCache) -> Tensor | None:
+        """Return the logits [B, N, V] of a pass, whose rows go behind what `cache` holds; None: it has failed.
+
+        Args:
+            tokens, positions: [B, N].
+            mask: None, a tensor, or tensors by the names of the kinds of layers.
+        """
+        nodes = tokens.shape[1]
+        buffers, span = cache.buffers(nodes), self._span.expand(cache.used + nodes)
+        masks = () if mask is None else mask.values() if isinstance(mask, Mapping) else (mask,)
+        try:
+            return _run(self._module, tokens, positions, span, *masks, *buffers)
+        except RuntimeError as error:  # what is really wrong is so without a recording, too
+            self._module, self.refused = None, f"where it had not been tried: {_said(error)}"
+            return None
+
+
+class Scripts:
+    """The recordings of one model in one state, for one batch size.
+
+    Attributes:
+        worth: passes of a kind after which it is recorded.
+    """
+
+    def __init__(self, family: Family, rows: int) -> None:
+        self.worth = WORTH
+        self._family, self._rows = family, rows
+        self._made: dict[str, Script] = {}  # by kind
+        self._passes = dict.fromkeys(_EXAMPLES, 0)
+        self._lock = threading.Lock()
+
+    @property
+    def recorded(self) -> list[Recorded]:
+        """What became of the kinds of passes so far."""
+        return [Recorded(kind, self._rows, one.seconds, one.refused) for kind, one in list(self._made.items())]
+
+    @property
+    def ready(self) -> tuple[bool, bool]:
+        """Whether trees are recorded, and single nodes."""
+        found = [self._made.get(kind) for kind in (_TREE, _NODE)]
+        return tuple(one is not None and not one.refused for one in found)  # type: ignore[return-value]
+
+    def find(self, model: Any, mask: Any, nodes: int, cache: TreeCache, seconds: float) -> Script | None:
+        """Return the recording of passes of this kind, which is made where it is worth it; None: there is none.
+
+        Args:
+            seconds: that the pass before took.
+        """
+        if mask is None and nodes > 1:
+            return None
+        kind = _NODE if mask is None else _PADDED if nodes == 1 else _TREE
+        if kind not in self._made:
+            self._passes[kind] += 1
+            if self._passes[kind] <= self.worth or (seconds > _SLOW_S and self.worth):
+                return None
+            with self._lock:
+                if kind not in self._made:
+                    self._made[kind] = self._make(kind, model, mask, cache)
+        script = self._made[kind]
+        return None if script.refused else script
+
+    def _make(self, kind: str, model: Any, mask: Any, cache: TreeCache) -> Script:
+        begin, reason, module = time.perf_counter(), "", None
+        names = None if mask is None else tuple(mask) if isinstance(mask, Mapping) else ()
+        try:
+            if names is None and not all(reach.whole for _, reach in self._family.reaches):
+                raise _Refused("the model makes masks of windows itself, where a node is alone")
+            module = _recorded(kind, _Pass(model, self._family, cache.layers, names), cache)
+        except Exception as error:  # a model may do anything; as it is written it runs all the same
+            reason = _said(error)
+        return Script(module, reason, time.perf_counter() - begin)
+
+
+def _run(module: Any, *tensors: Tensor) -> Tensor:
+    with torch.inference_mode(), _JIT.optimized_execution(False):
+        logits: Tensor = module(*tensors)
+    return logits
+
+
+def _said(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _recorded(kind: str, module: _Pass, cache: TreeCache) -> Any:
+    """Return the recording of a pass.
+
+    Raises:
+        _Refused: it turns a number into one of Python's, so that it may do something else with another; or it does.
+    """
+    example, *others = _EXAMPLES[kind]
+    with torch.no_grad():
+        with _conversions() as found:
+            script = _JIT.trace(module, _example(module, cache, *example), check_trace=False, strict=False)
+        if found:
+            raise _Refused(f"what it does may depend on numbers: {found[0]}")
+        for nodes, used in others:
+            tensors = _example(module, cache, nodes, used)
+            again = [one.clone() for one in tensors]
+            expected, logits = module(*tensors), _run(script, *again)
+            same = all(torch.equal(a, b) for a, b in zip([expected, *tensors], [logits, *again], strict=True))
+            if not (same and expected.isfinite().all()):
+                raise _Refused("recorded, it computes something else")
+    return script
+
+
+def _example(module: _Pass, cache: TreeCache, nodes: int, used: int) -> tuple[Tensor, ...]:
+    """Return what `_Pass.forward` takes for random trees behind a random context."""
+    random = torch.Generator().manual_seed(nodes)
+    held, end, dtype = cache.buffers(0), used + nodes, cache.attention[0].dtype
+    batch = held[0].shape[0]
+    vocabulary = module.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    tokens = torch.randint(0, vocabulary, (batch, nodes), generator=random)
+    positions = used + torch.arange(nodes).div(2, rounding_mode="floor").expand(batch, -1)
+    names = module._names
+    masks = []
+    for _ in range(0 if names is None else max(len(names), 1)):
+        shown = torch.rand((batch, 1, nodes, end), generator=random) < 0.7
+        shown[..., used:] &= torch.ones((nodes, nodes), dtype=torch.bool).tril()
+        shown[..., range(nodes), range(used, end)] = True
+        masks.append(torch.zeros(shown.shape, dtype=dtype).masked_fill_(~shown, torch.finfo(dtype).min))
+    buffers = [torch.randn((*one.shape[:2], end + 3, one.shape[3]), generator=random).to(one.dtype) for one in held]
+    return tokens, positions.contiguous(), torch.zeros(1).expand(end), *masks, *buffers
+
+
+@contextmanager
+def _conversions() -> Iterator[list[str]]:
+    """Yield a list that afterwards says where numbers were turned into Python's, which a recording keeps for ever."""
+    found: list[str] = []
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        yield found
+    for one in said:
+        if not issubclass(one.category, _JIT.TracerWarning):
+            continue
+        line = linecache.getline(one.filename, one.lineno)
+        file = one.filename.replace("\\", "/")
+        if not any(file.endswith(name) and part in line for name, part in _HARMLESS):
+            found.append(f"{file.rsplit('/', 1)[-1]}, line {one.lineno}: {line.strip()}")
+
+
+class _Kept:
+    """The recordings of one model, those last that were used last."""
+
+    def __init__(self) -> None:
+        self.scripts: dict[Hashable, Scripts] = {}
+
+
+_OF: WeakKeyDictionary[Any, _Kept] = WeakKeyDictionary()
+_MAKING = threading.Lock()
+
+
+def scripts_of(model: Any, family: Family, rows: int, *, at_once: bool = False) -> Scripts | None:
+    """Return the recordings of a model as it is now, to be made when they are worth it; None: there can be none.
+
+    Args:
+        rows: the batch size.
+        at_once: they are to be made with the first pass of each kind.
+    """
+    state = state_of(model)
+    if {one.type for one in state.devices} != {"cpu"} or not (state.recordable and state.ordinary) or model.training:
+        return None
+    if family.encoder or not family.positions or reason_against(model, family, state):
+        return None
+    key = state.key, family, rows
+    with _MAKING:
+        kept = _OF.setdefault(model, _Kept())
+        found = kept.scripts.pop(key, None) or Scripts(family, rows)
+        if len(kept.scripts) >= _KEPT:
+            del kept.scripts[next(iter(kept.scripts))]
+        kept.scripts[key] = found
+        if at_once:
+            found.worth = 0
+        return found
+
+
+def recorded_of(model: Any) -> list[Recorded]:
+    """Return what became of the kinds of passes of a model."""
+    with _MAKING:
+        kept = _OF.get(model)
+        return [] if kept is None else [one for scripts in kept.scripts.values() for one in scripts.recorded]
+
+
+def forget(model: Any) -> None:
+    """Free the recordings of a model."""
+    with _MAKING:
+        _OF.pop(model, None)

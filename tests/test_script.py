@@ -1,0 +1,351 @@
+"""Recorded passes: the same bits as passes as they are written, and none where that cannot be known."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import threading
+import weakref
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from law import Case, assert_exact, model_of
+from models import FAMILIES, tiny
+from torch import Tensor, nn
+from zoo import zoo
+
+from lookahead import InvalidArgument, Lookahead
+from lookahead import script as scripts
+from lookahead.model_state import state_of
+from lookahead.script import recorded_of
+from lookahead.support import family_of
+from lookahead.target import Target
+from lookahead.testing import Oracle
+
+RECORDED = {
+    "llama", "qwen2", "qwen3", "phi3", "gpt2", "gpt_neox", "opt", "mistral", "gemma2", "gemma3_text", "granite",
+    "olmo2", "starcoder2", "cohere", "smollm3", "glm4", "stablelm", "falcon",
+}  # fmt: skip
+EXPERTS = {"mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3", "gpt_oss", "olmoe", "glm4_moe"}
+
+
+def ids_of(rows: int = 1, length: int = 9, seed: int = 0) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, 48, (rows, length), generator=generator)
+    return {"inputs": ids, "attention_mask": torch.ones_like(ids), "do_sample": False}
+
+
+def kinds_of(model: Any) -> dict[str, str]:
+    """Return why each kind of pass of `model` runs as it is written; "": it does not."""
+    return {one.kind: one.refused for one in recorded_of(model)}
+
+
+def passes(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Return a list that tells of every pass to come whether it runs as it was recorded."""
+    found: list[bool] = []
+    run, forward = scripts.Script.run, Target.forward
+
+    def scripted(self: Any, *given: Any) -> Tensor | None:
+        found[-1] = True
+        return run(self, *given)
+
+    def any_pass(self: Any, *given: Any) -> Tensor:
+        if self._model is model:
+            found.append(False)
+        return forward(self, *given)
+
+    monkeypatch.setattr(scripts.Script, "run", scripted)
+    monkeypatch.setattr(Target, "forward", any_pass)
+    return found
+
+
+def fresh(name: str = "llama", dtype: str = "float32") -> Any:
+    return copy.deepcopy(tiny(name, dtype=dtype) if name in FAMILIES else zoo(name, dtype=dtype))
+
+
+# The same bits
+
+
+@pytest.mark.parametrize("name", sorted(RECORDED | EXPERTS))
+def test_what_is_recorded_is_exact_and_what_routes_rows_is_not_recorded(name: str) -> None:
+    """Experts in a loop over those that are wanted, as in float64; there are kernels for them that can be recorded."""
+    case = Case(family=name, way="recorded", new=28, prompt=9, nodes=8)
+    assert_exact(replace(case, seed=1, output="dict"))
+    assert_exact(replace(case, seed=2, rows=3, mask="left", sample=True, drafter="prompt+recycle", output="ids"))
+    assert_exact(replace(case, seed=3, rows=2, eos=(4, 9), drafter="adversary"))
+    assert_exact(replace(case, seed=4, nodes=0, output="ids"))
+    found = kinds_of(model_of(case))
+    assert (found["tree"] == "") == (name in RECORDED), found
+    assert found["tree"] == "" or "may depend on numbers" in found["tree"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "gemma3_text", "mistral"])
+def test_recorded_passes_give_the_bits_of_written_ones(name: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts of several lengths, with trees of all sizes, in buffers that have to grow."""
+    model, given = fresh(name, dtype), ids_of(rows=2)
+    monkeypatch.setattr("lookahead.cache.BLOCK", 3)
+    arguments = {**given, "max_new_tokens": 40, "output_logits": True, "return_dict_in_generate": True}
+    for nodes in (0, 1, 5, 20):
+        plain = model.generate(**arguments)
+        answers = plain.sequences[:, 9:].tolist()
+        ran = [
+            Lookahead(model, drafter=Oracle(answers, 48, error=0.3, seed=nodes), nodes=nodes, script=script).generate(
+                **arguments
+            )
+            for script in (False, True)
+        ]
+        assert torch.equal(ran[0].sequences, ran[1].sequences)
+        assert all(torch.equal(a, b) for a, b in zip(ran[0].logits, ran[1].logits, strict=True))
+    assert kinds_of(model)["tree"] == ""
+
+
+def test_passes_are_recorded_once_they_are_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, given = fresh(), ids_of()
+    monkeypatch.setattr(scripts, "WORTH", 6)
+    found = passes(model, monkeypatch)
+    la = Lookahead(model, nodes=0)
+    for _ in range(2):
+        la.generate(**given, max_new_tokens=6)
+    assert found == [False] * 6 + [True] * 4
+    assert [(one.kind, one.rows, one.refused) for one in la.recorded] == [("node", 1, "")]
+    assert la.recorded[0].seconds > 0
+    found.clear()
+    Lookahead(model, nodes=0, script=False).generate(**given, max_new_tokens=6)
+    assert not any(found)
+    found.clear()
+    la.generate(**ids_of(rows=2), max_new_tokens=6)
+    assert not any(found), "another batch size is another recording"
+    la.release()
+    assert la.recorded == []
+
+
+def test_long_passes_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There, what Python takes is nothing."""
+    model = fresh()
+    monkeypatch.setattr(scripts, "WORTH", 1)
+    monkeypatch.setattr(scripts, "_SLOW_S", 0.0)
+    Lookahead(model, nodes=0).generate(**ids_of(), max_new_tokens=6)
+    assert recorded_of(model) == []
+    Lookahead(model, nodes=0, script=True).generate(**ids_of(), max_new_tokens=6)
+    assert kinds_of(model) == {"node": ""}
+
+
+# What a recording cannot know
+
+
+class Branching(nn.Module):
+    """Does something else behind many tokens, or where numbers are large."""
+
+    def __init__(self, inner: nn.Module, what: str) -> None:
+        super().__init__()
+        self.inner, self.what = inner, what
+
+    def forward(self, x: Tensor, *given: Any, **named: Any) -> Any:
+        y = self.inner(x, *given, **named)
+        if self.what == "size":
+            return -y if x.shape[1] > 30 else y
+        if self.what == "data":
+            return -y if x.abs().max() > 3.0 else y
+        if self.what == "count":
+            return y * len(x[0])
+        return y * float(x.shape[1])
+
+
+@pytest.mark.parametrize("what", ["size", "data", "count", "number"])
+def test_what_depends_on_numbers_is_not_recorded(what: str) -> None:
+    model = fresh()
+    model.model.layers[0].mlp = Branching(model.model.layers[0].mlp, what)
+    Lookahead(model, nodes=6, script=True).generate(**ids_of(), max_new_tokens=12)
+    found = kinds_of(model)
+    assert all("test_script.py" in reason for reason in found.values()), found
+    assert set(found) == {"tree", "node"} or set(found) == {"tree"}
+
+
+def test_a_recording_that_computes_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fresh()
+    trace = torch.jit.trace
+
+    def other(module: Any, *given: Any, **named: Any) -> Any:
+        right = trace(module, *given, **named)
+        return lambda *tensors: right(*tensors) + 1e-6
+
+    monkeypatch.setattr(torch.jit, "trace", other)
+    la = Lookahead(model, nodes=6, script=True)
+    assert torch.equal(la.generate(**ids_of(), max_new_tokens=12), model.generate(**ids_of(), max_new_tokens=12))
+    assert set(kinds_of(model).values()) == {"recorded, it computes something else"}
+
+
+def test_a_recording_that_fails_later_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, given = fresh(), ids_of()
+    la = Lookahead(model, nodes=6, script=True)
+    plain = la.generate(**given, max_new_tokens=12)
+    run = scripts._run
+    calls = []
+
+    def fails(*tensors: Any) -> Tensor:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("no such kernel")
+        return run(*tensors)
+
+    monkeypatch.setattr(scripts, "_run", fails)
+    found = passes(model, monkeypatch)
+    assert torch.equal(la.generate(**given, max_new_tokens=12), plain)
+    assert len(calls) >= 2
+    assert any("no such kernel" in one.refused for one in la.recorded)
+    assert not found[-1]
+
+
+def _hook(model: Any) -> None:
+    model.model.layers[0].register_forward_hook(lambda *_: None)
+
+
+def _own_forward(model: Any) -> None:
+    model.model.norm.forward = type(model.model.norm).forward.__get__(model.model.norm)
+
+
+def _train(model: Any) -> None:
+    model.train()
+
+
+@pytest.mark.parametrize("change", [_hook, _own_forward, _train])
+def test_what_runs_code_of_the_users_is_never_recorded(change: Any) -> None:
+    model = fresh()
+    Lookahead(model, script=True).generate(**ids_of(), max_new_tokens=8)
+    before = len(recorded_of(model))
+    change(model)
+    assert scripts.scripts_of(model, family_of(model), 1) is None
+    Lookahead(model, script=True).generate(**ids_of(), max_new_tokens=8)
+    assert len(recorded_of(model)) == before
+
+
+def test_nothing_is_recorded_under_autocast() -> None:
+    model = fresh()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert scripts.scripts_of(model, family_of(model), 1) is None
+    assert scripts.scripts_of(model, family_of(model), 1) is not None
+
+
+class Odd(Tensor):
+    """A weight of a class of its own."""
+
+
+def test_quantized_weights_are_not_recorded() -> None:
+    model = fresh()
+    norm = model.model.norm
+    norm.weight = nn.Parameter(norm.weight.detach().as_subclass(Odd), requires_grad=False)  # type: ignore[no-untyped-call]
+    assert scripts.scripts_of(model, family_of(model), 1) is None
+
+
+# A model that changes
+
+
+def _scale(model: Any) -> None:
+    model.model.norm.weight.data.mul_(-1.5)
+
+
+def _replace(model: Any) -> None:
+    model.lm_head.weight = nn.Parameter(-model.lm_head.weight.detach())
+
+
+def _swap(model: Any) -> None:
+    model.model.layers[0], model.model.layers[1] = model.model.layers[1], model.model.layers[0]
+    for number, layer in enumerate(model.model.layers):
+        layer.self_attn.layer_idx = number
+
+
+def _setting(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.self_attn.scaling = -1.0
+
+
+def _attention(model: Any) -> None:
+    model.set_attn_implementation("eager")
+
+
+def _double(model: Any) -> None:
+    model.double()
+
+
+@pytest.mark.parametrize("change", [_scale, _replace, _swap, _setting, _attention, _double])
+def test_a_model_that_was_changed_runs_as_it_is_now(change: Any) -> None:
+    model, given = fresh(), ids_of()
+    la = Lookahead(model, nodes=6, script=True)
+    before = la.generate(**given, max_new_tokens=20)
+    change(model)
+    expected = model.generate(**given, max_new_tokens=20)
+    assert torch.equal(la.generate(**given, max_new_tokens=20), expected)
+    if change is not _attention and change is not _double:
+        assert not torch.equal(before, expected), "the change changes something"
+
+
+def test_recordings_do_not_keep_a_model_alive() -> None:
+    model = fresh()
+    Lookahead(model, nodes=6, script=True).generate(**ids_of(), max_new_tokens=12)
+    assert recorded_of(model)
+    weight, one = weakref.ref(model.lm_head.weight), weakref.ref(model)
+    del model
+    gc.collect()
+    assert one() is None
+    assert weight() is None
+
+
+def test_few_recordings_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fresh()
+    monkeypatch.setattr(scripts, "_KEPT", 2)
+    for rows in (1, 2, 1, 3):
+        Lookahead(model, nodes=0, script=True).generate(**ids_of(rows), max_new_tokens=4)
+    assert sorted(one.rows for one in recorded_of(model)) == [1, 3]
+
+
+def test_threads_share_recordings() -> None:
+    model, given = fresh(), ids_of()
+    expected = model.generate(**given, max_new_tokens=24)
+    found: list[Tensor] = []
+
+    def work() -> None:
+        la = Lookahead(model, nodes=6, script=True)
+        found.extend(la.generate(**given, max_new_tokens=24) for _ in range(3))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 12
+    assert all(torch.equal(one, expected) for one in found)
+
+
+def test_recorded_calls_under_inference_mode_and_with_gradients() -> None:
+    model, given = fresh(), ids_of()
+    expected = model.generate(**given, max_new_tokens=12, return_dict_in_generate=True, output_logits=True)
+    la = Lookahead(model, nodes=6, script=True)
+    with torch.inference_mode():
+        assert torch.equal(la.generate(**given, max_new_tokens=12), expected.sequences)
+    ours = la.generate(**given, max_new_tokens=12, return_dict_in_generate=True, output_logits=True)
+    assert not any(one.is_inference() for one in ours.logits)
+    model.generate(
+        **given | {"inputs": ours.sequences, "attention_mask": torch.ones_like(ours.sequences)}, max_new_tokens=4
+    )
+    keys = ours.past_key_values.layers[0].keys if hasattr(ours, "past_key_values") else ours.cache.layers[0].keys
+    assert not keys.is_inference()
+
+
+def test_bad_settings() -> None:
+    with pytest.raises(InvalidArgument, match="script='yes'"):
+        Lookahead(fresh(), script="yes")  # type: ignore[arg-type]
+
+
+# The state of a model
+
+
+def test_the_state_of_a_model_is_the_same_while_nothing_changes() -> None:
+    model = fresh("qwen3")
+    before = state_of(model)
+    Lookahead(model, script=True).generate(**ids_of(), max_new_tokens=8)
+    model.generate(**ids_of(), max_new_tokens=8)
+    assert state_of(model) == before
+    assert state_of(zoo("qwen3")).key != before.key
