@@ -221,6 +221,10 @@ class Progress:
         """Whether `commit_run` does what picking token by token would: one row, and nobody asks or looks in between."""
         return self.rows == 1 and self._stops.plain and self._streamer is None and not self._records.wanted
 
+    def goes_on(self, tokens: Sequence[int]) -> bool:
+        """Whether another token follows `tokens`, where they are committed to the only row."""
+        return len(tokens) < self.remaining(0) and tokens[-1] not in self._stops.eos
+
     def commit_run(self, tokens: NDArray[np.int64]) -> int:
         """Append and settle tokens of the only row, as far as it goes on; return how many."""
         tokens = tokens[: self.remaining(0)]

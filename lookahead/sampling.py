@@ -15,6 +15,7 @@ from transformers.generation import logits_process as hf
 
 from lookahead.draft import FloatArray, IntArray
 from lookahead.foresight import Foresight, Usual
+from lookahead.grammar.masks import Words, best_allowed
 from lookahead.grammar.processor import GrammarProcessor
 from lookahead.topk import best_tokens
 from lookahead.transfer import fetched, sent
@@ -240,6 +241,15 @@ class Sampler:
             return best_tokens(self._logits.flatten(0, 1).float(), top)
         tokens, values = (part.reshape(-1, part.shape[-1])[:, :top] for part in rest)
         return np.ascontiguousarray(tokens), np.ascontiguousarray(values)
+
+    @property
+    def obeys(self) -> bool:
+        """Whether the only row takes the best token that a grammar allows, and nothing else is asked."""
+        return self._masked and self._rows == 1 and self.grammars[0].matcher(0) is not None
+
+    def best_allowed(self, row: int, node: int, mask: Words) -> int:
+        """Return the token with the largest logit at `node` of `row` that a grammar's mask allows."""
+        return best_allowed(self._logits[row, node], mask)
 
     @property
     def sound(self) -> bool:

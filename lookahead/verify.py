@@ -23,6 +23,8 @@ def walk(drafts: Sequence[Draft], sampler: Sampler, progress: Progress) -> list[
         path = _run_down(drafts[0], sampler.picks[0], progress)
         sampler.release(progress.settled)
         return [path]
+    if sampler.obeys and progress.takes_runs:
+        return [_obey_down(drafts[0], sampler, progress)]
     paths: list[list[int]] = [[] for _ in drafts]
     nodes = {row: 0 for row in range(len(drafts)) if progress.is_open(row)}
     while nodes and not progress.done:
@@ -55,6 +57,26 @@ def _run_down(draft: Draft, picks: IntArray, progress: Progress) -> list[int]:
     nodes, tokens = np.empty(len(draft), np.int32), np.empty(len(draft), np.int64)
     count = descend(draft.tokens, draft.parents, draft.probe, picks, nodes, tokens)
     return nodes[: progress.commit_run(tokens[:count])].tolist()  # type: ignore[no-any-return]
+
+
+def _obey_down(draft: Draft, sampler: Sampler, progress: Progress) -> list[int]:
+    """Walk down one tree by what a grammar allows of the logits of its nodes, and commit all at once."""
+    matcher = sampler.grammars[0].matcher(0)
+    assert matcher is not None
+    path: list[int] = []
+    picked: list[int] = []
+    try:
+        node: int | None = 0
+        state = matcher.follow(progress.new_tokens(0, 0).astype(np.int32))
+        while node is not None:
+            picked.append(sampler.best_allowed(0, node, matcher.mask(state)))
+            path.append(node)
+            if not progress.goes_on(picked):
+                break
+            node, state = draft.child(node, picked[-1]), matcher.child(state, picked[-1])
+    finally:  # what was picked before something failed stands, as it does where tokens are picked one by one
+        progress.commit_run(np.array(picked, np.int64))
+    return path
 
 
 @njit(cache=True)
