@@ -140,7 +140,7 @@ class CostCurve:
             times = np.concatenate([times, self._known])
             trust = np.concatenate([trust, 1.0 / (1.0 + np.array(self._counts))])
         if len(times):
-            self._fit = _fit(rows, times, trust, self._slope)
+            self._fit = _fit(rows, times, trust, self._slope, self._fit)
         if len(times) and self._known is None:
             self._hope_beyond()
 
@@ -239,12 +239,13 @@ def _beside() -> Seconds:
 _BESIDE = _beside()
 
 
-def _fit(rows: Seconds, times: Seconds, trust: Seconds, slope: float) -> Seconds:
+def _fit(rows: Seconds, times: Seconds, trust: Seconds, slope: float, before: Seconds) -> Seconds:
     """Return coefficients of 0 or more: relative least squares, and "the slope goes on" beside them.
 
     Args:
         trust: weights of the passes.
         slope: of the first ramp before anything is known, as a part of a pass.
+        before: what was found last, from which the search begins.
     """
     scale = float(np.median(times))
     relative = rows * (scale / times)[:, None]
@@ -252,7 +253,7 @@ def _fit(rows: Seconds, times: Seconds, trust: Seconds, slope: float) -> Seconds
     gram, right = weighted.T @ relative + _BESIDE, weighted.sum(0)
     right[1] += (_PRIOR * _CHANGE) ** 2 * slope
     unit = np.sqrt(np.diag(gram))
-    fit = _positive(gram / np.outer(unit, unit), right / unit) / unit
+    fit = _positive(gram / np.outer(unit, unit), right / unit, before / scale * unit) / unit
     # A row costs no more than a pass of its own: where only large passes are known, that says how dear a small one is.
     values = np.cumsum(fit[: _RAMPS + 1])
     seen = int(np.flatnonzero(rows[:, : _RAMPS + 1].any(0))[-1]) + 1
@@ -261,10 +262,11 @@ def _fit(rows: Seconds, times: Seconds, trust: Seconds, slope: float) -> Seconds
     return fit * scale
 
 
-def _positive(gram: Seconds, right: Seconds) -> Seconds:
-    """Return the x >= 0 that minimises x'Gx / 2 - r'x (Lawson and Hanson 1974, chapter 23)."""
-    x, free = np.zeros(len(right)), np.zeros(len(right), np.bool_)
-    pull, least = right.copy(), 1e-10 * max(1.0, float(np.abs(right).max()))
+def _positive(gram: Seconds, right: Seconds, start: Seconds) -> Seconds:
+    """Return the x >= 0 that minimises x'Gx / 2 - r'x (Lawson and Hanson 1974, chapter 23), found from any x >= 0."""
+    free = start > 1e-14
+    x = _inside(gram, right, np.where(free, start, 0.0), free)
+    pull, least = right - gram @ x, 1e-10 * max(1.0, float(np.abs(right).max()))
     for _ in range(3 * len(right)):
         if free.all() or pull[~free].max() <= least:
             break
