@@ -1,9 +1,10 @@
-"""Time outside the model call: per step at a full budget, and of `nodes=0` against plain `generate()`.
+"""Time outside the model call: per step at a full budget, and of `nodes=0` against plain `generate()`; and within it,
+as the model is written and as it is recorded (`lookahead.script`).
 
     python benchmarks/overhead.py [--model DIR | --big] [--nodes 32] [--tokens 200] [--rounds 7]
 
 Without --model it builds a random Llama of the demo model's size, with --big one of 468 M parameters; random text
-fills the budget because the grower is told that every node is worth running. Both figures are medians over interleaved
+fills the budget because the grower is told that every node is worth running. All figures are medians over interleaved
 runs in one process.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from functools import partial
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -69,37 +71,51 @@ def main() -> None:
         "eos_token_id": None,
     }
 
-    def full() -> lookahead.Run:
+    def full(script: bool) -> lookahead.Run:
         drafter = lookahead.Grower(vocab_size=model.config.vocab_size, min_chance=0.0)
-        engine = lookahead.Lookahead(model, drafter=drafter, nodes=args.nodes)
+        engine = lookahead.Lookahead(model, drafter=drafter, nodes=args.nodes, script=script)
         engine.generate(prompt, do_sample=False, **arguments)
         assert engine.last is not None
         return engine.last
 
-    none = lookahead.Lookahead(model, nodes=0)
-    full()
-    seconds(lambda: none.generate(prompt, do_sample=False, **arguments))
-    seconds(lambda: model.generate(prompt, do_sample=False, **arguments))
-    passes = [p for _ in range(args.rounds) for p in full().passes]
-    outside, step = (
-        statistics.median(values) for values in zip(*((p.outside_s, p.step_s) for p in passes), strict=True)
-    )
-    print(f"steps {len(passes)}, nodes {statistics.mean(p.nodes for p in passes) - 1:.1f}")
-    part = f"{100 * outside / step:.1f}% of it"
-    print(f"outside the model call: {1e3 * outside:.2f} ms a step (median), {part}:", end=" ")
-    print(f"draft {1e3 * statistics.median(p.draft_s for p in passes):.2f} ms,", end=" ")
-    parts = {"mask": "mask_s", "verify": "verify_s", "cache": "cache_s", "learning": "learn_s"}
-    print(
-        ", ".join(
-            f"{n} {1e3 * statistics.median(getattr(p, part) for p in passes):.2f} ms" for n, part in parts.items()
-        )
-    )
-    print(f"model call: {1e3 * statistics.median(p.model_s for p in passes):.2f} ms")
-    ratios = []
+    ways = {"as written": False, "as recorded": True}
+    none = {name: lookahead.Lookahead(model, nodes=0, script=script) for name, script in ways.items()}
+    for name, script in ways.items():
+        full(script)
+        none[name].generate(prompt, do_sample=False, **arguments)
+    model.generate(prompt, do_sample=False, **arguments)
+    for one in none["as recorded"].recorded:
+        print(f"recorded: {one.kind}, {one.seconds:.2f} s{', refused: ' if one.refused else ''}{one.refused}")
+    passes: dict[str, list[lookahead.Pass]] = {name: [] for name in ways}
+    for number in range(args.rounds):
+        for name, script in [*ways.items()][:: 1 if number % 2 else -1]:
+            passes[name] += full(script).passes
+    for name in ways:
+        _show(name, passes[name])
+    ratios: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(args.rounds):
         plain = seconds(lambda: model.generate(prompt, do_sample=False, **arguments))
-        ratios.append(seconds(lambda: none.generate(prompt, do_sample=False, **arguments)) / plain)
-    print(f"nodes=0 takes {statistics.median(ratios):.3f} of plain generate() ({min(ratios):.3f} to {max(ratios):.3f})")
+        for name, la in none.items():
+            ratios[name].append(seconds(partial(la.generate, prompt, do_sample=False, **arguments)) / plain)
+    for name, found in ratios.items():
+        middle = statistics.median(found)
+        print(f"nodes=0, {name}: {middle:.3f} of plain generate() ({min(found):.3f} to {max(found):.3f})")
+
+
+def _show(name: str, passes: list[lookahead.Pass]) -> None:
+    """Print where the time of the passes of one way went."""
+
+    def ms(part: str) -> float:
+        return 1e3 * statistics.median(getattr(one, part) for one in passes)
+
+    nodes, outside = statistics.mean(one.nodes for one in passes) - 1, ms("outside_s")
+    parts = {"draft": "draft_s", "mask": "mask_s", "verify": "verify_s", "cache": "cache_s", "learning": "learn_s"}
+    shares = ", ".join(f"{n} {ms(part):.2f}" for n, part in parts.items())
+    print(
+        f"{name}: {len(passes)} steps of {nodes:.1f} nodes, {ms('step_s'):.2f} ms: the model {ms('model_s'):.2f} ms,",
+        end=" ",
+    )
+    print(f"outside of it {outside:.2f} ms, {100 * outside / ms('step_s'):.1f}% ({shares})")
 
 
 if __name__ == "__main__":

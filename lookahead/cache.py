@@ -60,15 +60,14 @@ class TreeLayer(DynamicLayer):  # type: ignore[misc]
         """Keys and values with room for more, [B, H, S, D]."""
         return self._keys, self._values
 
-    def reserve(self, slots: int) -> bool:
-        """Have room for `slots` slots; return whether there was none."""
+    def reserve(self, slots: int) -> None:
+        """Have room for `slots` slots."""
         if slots <= self._keys.shape[-2]:
-            return False
+            return
         more = slots + max(BLOCK, slots // 4)
         self._keys = _enlarged(self._keys, self.used, more)
         self._values = _enlarged(self._values, self.used, more)
         self._show(self.used)
-        return True
 
     def get_seq_length(self) -> int:
         return self.used
@@ -136,7 +135,6 @@ class TreeCache(Cache):  # type: ignore[misc]
         self.attention = [layer for layer in layers if isinstance(layer, TreeLayer)]
         self.prompt = self.used
         self._slots: list[list[int]] = [[] for _ in range(rows)]
-        self._buffers: list[Tensor] = []
 
     @property
     def device(self) -> torch.device:
@@ -150,10 +148,9 @@ class TreeCache(Cache):  # type: ignore[misc]
 
     def buffers(self, nodes: int) -> list[Tensor]:
         """Return keys and values of all layers, one after the other, with room for a pass over so many nodes."""
-        grown = [layer.reserve(layer.used + nodes) for layer in self.attention]
-        if any(grown) or not self._buffers:
-            self._buffers = [buffer for layer in self.attention for buffer in layer.buffers]
-        return self._buffers
+        for layer in self.attention:
+            layer.reserve(layer.used + nodes)
+        return [buffer for layer in self.attention for buffer in layer.buffers]
 
     @property
     def has_holes(self) -> bool:

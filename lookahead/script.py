@@ -9,6 +9,7 @@ number of nodes behind any context, and computes the same bits. A CUDA graph doe
 from __future__ import annotations
 
 import linecache
+import sys
 import threading
 import time
 import warnings
@@ -19,10 +20,11 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, overrides
+from torch.overrides import TorchFunctionMode
 from transformers.cache_utils import Cache, DynamicLayer
 
-from lookahead.attention import shared_heads
+from lookahead.attention import implementation_of, shared_heads
 from lookahead.cache import TreeCache, TreeLayer
 from lookahead.families import Family, text_config
 from lookahead.model_state import state_of
@@ -31,17 +33,26 @@ from lookahead.static.choice import reason_against
 WORTH = 256  # passes after which a recording has been worth its time, which is that of some two hundred
 _SLOW_S = 0.25  # of a pass: what Python takes is no longer worth a recording
 _KEPT = 8  # batch sizes, and states, whose recordings are kept of a model
+_MOST = 4096  # modules that are recorded in a process, once for each recording: torch keeps 0.1 MB of each for ever
+_LARGEST = 4096  # numbers of a tensor that is kept as it was
 _JIT: Any = torch.jit  # whose types say little
 _TREE, _PADDED, _NODE = "tree", "padded node", "node"  # kinds of passes; the last one has no mask
 _EXAMPLES = {  # nodes and slots before them: recorded with the first, compared with the others
-    _TREE: ((4, 7), (2, 3), (9, 21), (5, 40)),
-    _PADDED: ((1, 7), (1, 1), (1, 40)),
-    _NODE: ((1, 7), (1, 1), (1, 40)),
+    _TREE: ((4, 7), (2, 3), (9, 21), (5, 40), (3, 700)),
+    _PADDED: ((1, 7), (1, 1), (1, 40), (1, 700)),
+    _NODE: ((1, 7), (1, 1), (1, 40), (1, 700)),
 }
 
-# Lines that turn a number into one of Python's, but only ask whether there is one query, or for what no pass changes.
+# What makes a number of a tensor, or of a size, one of Python's, which a recording keeps for ever.
+_CONVERSIONS = frozenset(
+    {
+        "__bool__", "__int__", "__float__", "__index__", "__complex__", "__len__", "__contains__", "__array__",
+        "item", "tolist", "numpy", "equal", "allclose", "is_nonzero", "is_same_size",
+    }
+)  # fmt: skip
+# Lines that do so but only ask whether there is one query, or for what no pass changes.
 _HARMLESS = (
-    ("lookahead/attention.py", ""),
+    ("lookahead/attention.py", ""),  # batch and heads, and whether there is one node
     ("transformers/integrations/sdpa_attention.py", "q_length > 1"),
     ("transformers/integrations/sdpa_attention.py", "q_length == 1"),
     ("transformers/integrations/sdpa_attention.py", "query.shape[2] > 1"),
@@ -50,9 +61,11 @@ _HARMLESS = (
     ("transformers/integrations/sdpa_attention.py", "key.shape[-1] == value.shape[-1]"),
     ("transformers/integrations/sdpa_attention.py", "if use_gqa_in_sdpa(attention_mask, key, value)"),
     ("transformers/masking_utils.py", "if (q_length == 1 or kv_length == q_length) and"),
-    ("torch/nn/functional.py", "padding_idx"),
-    ("torch/nn/functional.py", "weight.size(0)"),
+    ("torch/nn/functional.py", "weight.size(0)"),  # of the embedding's padding_idx
 )
+
+_RECORDING = threading.Lock()  # torch records one function at a time
+_made = 0  # modules that were recorded in this process
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +94,9 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
 
     is_croppable = False
 
-    def __init__(self, keys: Tensor, values: Tensor, used: Any) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, used: Any, *, one: bool) -> None:
         super().__init__()
-        self.keys, self.values, self._used = keys, values, used
+        self.keys, self.values, self._used, self._one = keys, values, used, one
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -92,9 +105,20 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
         return self.keys, self.values
 
     def get_seq_length(self) -> Any:
-        """Return how much is held, or any number where a pass is recorded: positions and masks are given, and models
-        that ask for more are found out when recording and pass are compared."""
-        return 1 if _JIT.is_tracing() else self._used
+        """Return how much is held; for those who only find out that one node needs no mask, any number will do."""
+        return 1 if self._one and _JIT.is_tracing() and _masks_ask() else self._used
+
+
+def _masks_ask() -> bool:
+    """Whether the functions of `transformers` that make masks are among the latest callers."""
+    frame = sys._getframe(2)
+    for _ in range(4):
+        if frame.f_code.co_filename.endswith("masking_utils.py"):
+            return True
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return False
 
 
 class _Pass(nn.Module):
@@ -109,6 +133,8 @@ class _Pass(nn.Module):
         super().__init__()
         self.model = model
         self._family, self._names = family, names
+        sdpa = implementation_of(text_config(model)) == "sdpa"
+        self._one = names is None and sdpa  # others make a mask even so, of the right size
         self._layers = [None if isinstance(layer, TreeLayer) else layer for layer in layers]
 
     def forward(self, tokens: Tensor, positions: Tensor, span: Tensor, *tensors: Tensor) -> Tensor:
@@ -125,7 +151,7 @@ class _Pass(nn.Module):
         used, layers = end - tokens.size(1), []
         for layer in self._layers:
             if layer is None:
-                layer = _Layer(next(held).narrow(2, 0, end), next(held).narrow(2, 0, end), used)
+                layer = _Layer(next(held).narrow(2, 0, end), next(held).narrow(2, 0, end), used, one=self._one)
             layers.append(layer)
         mask: Any = dict(zip(self._names, masks, strict=True)) if self._names else masks[0] if masks else None
         given = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
@@ -163,7 +189,7 @@ class Script:
         try:
             return _run(self._module, tokens, positions, span, *masks, *buffers)
         except RuntimeError as error:  # what is really wrong is so without a recording, too
-            self._module, self.refused = None, f"where it had not been tried: {_said(error)}"
+            self.refused = f"it failed where it had not been tried: {_said(error)}"
             return None
 
 
@@ -236,15 +262,44 @@ def _said(error: Exception) -> str:
 def _recorded(kind: str, module: _Pass, cache: TreeCache) -> Any:
     """Return the recording of a pass.
 
+    Made in a thread of its own: torch keeps, for each operation, all that was being called when it was recorded.
+
     Raises:
         _Refused: it turns a number into one of Python's, so that it may do something else with another; or it does.
     """
+    found: list[Any] = []
+
+    def work() -> None:
+        try:
+            found.append(_tried(kind, module, cache))
+        except BaseException as error:
+            found.append(error)
+
+    global _made
+    with _RECORDING:
+        count = sum(1 for _ in module.modules())
+        if _made + count > _MOST:
+            raise _Refused(f"this process has recorded {_made} modules, and torch does not free all of their memory")
+        _made += count
+        thread = threading.Thread(target=work, name="lookahead-recording")
+        thread.start()
+        thread.join()
+    if isinstance(found[0], BaseException):
+        raise found[0]
+    return found[0]
+
+
+def _tried(kind: str, module: _Pass, cache: TreeCache) -> Any:
     example, *others = _EXAMPLES[kind]
     with torch.no_grad():
         with _conversions() as found:
             script = _JIT.trace(module, _example(module, cache, *example), check_trace=False, strict=False)
         if found:
             raise _Refused(f"what it does may depend on numbers: {found[0]}")
+        if not isinstance(script, _JIT.ScriptModule):
+            raise _Refused("torch records nothing here")
+        if any(one.numel() > _LARGEST for one in _constants(script)):
+            raise _Refused("it holds tensors that are neither weights nor buffers")
         for nodes, used in others:
             tensors = _example(module, cache, nodes, used)
             again = [one.clone() for one in tensors]
@@ -253,6 +308,13 @@ def _recorded(kind: str, module: _Pass, cache: TreeCache) -> Any:
             if not (same and expected.isfinite().all()):
                 raise _Refused("recorded, it computes something else")
     return script
+
+
+def _constants(script: Any) -> list[Tensor]:
+    """Return the tensors that a recording keeps as they were, besides weights and buffers."""
+    graph = script.inlined_graph  # which the nodes do not keep
+    nodes = graph.findAllNodes("prim::Constant")
+    return [one.t("value") for one in nodes if one.hasAttribute("value") and one.kindOf("value") == "t"]
 
 
 def _example(module: _Pass, cache: TreeCache, nodes: int, used: int) -> tuple[Tensor, ...]:
@@ -276,25 +338,64 @@ def _example(module: _Pass, cache: TreeCache, nodes: int, used: int) -> tuple[Te
 
 @contextmanager
 def _conversions() -> Iterator[list[str]]:
-    """Yield a list that afterwards says where numbers were turned into Python's, which a recording keeps for ever."""
+    """Yield a list that afterwards says where numbers were turned into Python's.
+
+    Two look for that: a mode of torch, which belongs to this thread alone, and the tracer itself, by warnings.
+    """
     found: list[str] = []
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        yield found
-    for one in said:
-        if not issubclass(one.category, _JIT.TracerWarning):
-            continue
-        line = linecache.getline(one.filename, one.lineno)
-        file = one.filename.replace("\\", "/")
-        if not any(file.endswith(name) and part in line for name, part in _HARMLESS):
-            found.append(f"{file.rsplit('/', 1)[-1]}, line {one.lineno}: {line.strip()}")
+        with _Watch(found, said):
+            yield found
+        for one in _warned(said):
+            if one.filename != __file__:  # else it was blamed on the caller
+                _blame(one.filename, one.lineno, found)
+
+
+class _Watch(TorchFunctionMode):
+    """Looks for conversions of tensors to numbers of Python.
+
+    Args:
+        found: takes the lines that do so.
+        said: the warnings so far.
+    """
+
+    def __init__(self, found: list[str], said: list[Any]) -> None:
+        super().__init__()
+        self._found, self._said = found, said
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = len(self._said)
+        result = func(*args, **(kwargs or {}))
+        warned = any(one.filename == __file__ for one in _warned(self._said[before:]))
+        if warned or getattr(func, "__name__", "") in _CONVERSIONS:
+            frame: Any = sys._getframe(1)
+            while frame.f_code.co_filename == overrides.__file__ or "handle_torch_function" in _line(frame):
+                frame = frame.f_back
+            _blame(frame.f_code.co_filename, frame.f_lineno, self._found)
+        return result
+
+
+def _line(frame: Any) -> str:
+    return linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+
+
+def _warned(said: Sequence[Any]) -> list[Any]:
+    return [one for one in said if issubclass(one.category, _JIT.TracerWarning)]
+
+
+def _blame(file: str, number: int, found: list[str]) -> None:
+    """Add a line of code to `found`, if it is not a harmless one."""
+    line, file = linecache.getline(file, number), file.replace("\\", "/")
+    if not any(file.endswith(name) and part in line for name, part in _HARMLESS):
+        found.append(f"{file.rsplit('/', 1)[-1]}, line {number}: {line.strip()}")
 
 
 class _Kept:
     """The recordings of one model, those last that were used last."""
 
     def __init__(self) -> None:
-        self.scripts: dict[Hashable, Scripts] = {}
+        self.scripts: dict[tuple[Hashable, ...], Scripts] = {}
 
 
 _OF: WeakKeyDictionary[Any, _Kept] = WeakKeyDictionary()
@@ -308,14 +409,18 @@ def scripts_of(model: Any, family: Family, rows: int, *, at_once: bool = False) 
         rows: the batch size.
         at_once: they are to be made with the first pass of each kind.
     """
+    if family.encoder or not family.positions or model.training:
+        return None
     state = state_of(model)
-    if {one.type for one in state.devices} != {"cpu"} or not (state.recordable and state.ordinary) or model.training:
+    if {one.type for one in state.devices} != {"cpu"} or not (state.recordable and state.ordinary):
         return None
-    if family.encoder or not family.positions or reason_against(model, family, state):
+    if reason_against(model, family, state):
         return None
-    key = state.key, family, rows
+    key = state.weights, state.key, family, rows
     with _MAKING:
         kept = _OF.setdefault(model, _Kept())
+        for other in [one for one in kept.scripts if one[0] != state.weights]:
+            del kept.scripts[other]  # it keeps weights that the model no longer has
         found = kept.scripts.pop(key, None) or Scripts(family, rows)
         if len(kept.scripts) >= _KEPT:
             del kept.scripts[next(iter(kept.scripts))]
@@ -335,4 +440,6 @@ def recorded_of(model: Any) -> list[Recorded]:
 def forget(model: Any) -> None:
     """Free the recordings of a model."""
     with _MAKING:
-        _OF.pop(model, None)
+        kept = _OF.get(model)
+        if kept is not None:
+            kept.scripts.clear()

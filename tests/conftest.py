@@ -49,6 +49,14 @@ def pytest_collection_modifyitems(items: list[Any]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def many_recordings() -> Iterator[None]:
+    """More models are recorded than a process should."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lookahead.script._MOST", 10**6)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Commands find none of what they keep in the cache of whoever runs the tests."""
     with pytest.MonkeyPatch.context() as patch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import threading
+import warnings
 import weakref
 from dataclasses import replace
 from typing import Any
@@ -137,7 +138,7 @@ def test_long_passes_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Branching(nn.Module):
-    """Does something else behind many tokens, or where numbers are large."""
+    """Does something else behind many tokens, or where numbers are large, in code that hides it more or less well."""
 
     def __init__(self, inner: nn.Module, what: str) -> None:
         super().__init__()
@@ -151,10 +152,20 @@ class Branching(nn.Module):
             return -y if x.abs().max() > 3.0 else y
         if self.what == "count":
             return y * len(x[0])
+        if self.what == "equal":
+            return -y if torch.equal(x.abs().amax().clamp(max=9.0), x.new_tensor(9.0)) else y
+        if self.what == "close":
+            return -y if torch.allclose(x, x.new_tensor(9.0)) else y
+        if self.what == "quiet":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return -y if x.abs().max() > 9.0 else y
+        if self.what == "list":
+            return y * (1.0 if max(x.flatten().tolist()) < 9.0 else -1.0)
         return y * float(x.shape[1])
 
 
-@pytest.mark.parametrize("what", ["size", "data", "count", "number"])
+@pytest.mark.parametrize("what", ["size", "data", "count", "number", "equal", "close", "quiet", "list"])
 def test_what_depends_on_numbers_is_not_recorded(what: str) -> None:
     model = fresh()
     model.model.layers[0].mlp = Branching(model.model.layers[0].mlp, what)
@@ -164,15 +175,109 @@ def test_what_depends_on_numbers_is_not_recorded(what: str) -> None:
     assert set(found) == {"tree", "node"} or set(found) == {"tree"}
 
 
-def test_a_recording_that_computes_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+class Asking(nn.Module):
+    """Attention that does something else behind a long context."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *given: Any, past_key_values: Any = None, **named: Any) -> Any:
+        length = past_key_values.get_seq_length(1)
+        out, weights = self.inner(*given, past_key_values=past_key_values, **named)
+        return (-out if length > 2000 else out), weights
+
+
+@pytest.mark.parametrize("nodes", [0, 6])
+def test_what_asks_for_the_length_of_the_cache_is_not_recorded(nodes: int) -> None:
     model = fresh()
-    trace = torch.jit.trace
+    model.model.layers[1].self_attn = Asking(model.model.layers[1].self_attn)
+    Lookahead(model, nodes=nodes, script=True).generate(**ids_of(), max_new_tokens=12)
+    assert all("length > 2000" in reason for reason in kinds_of(model).values())
+    assert kinds_of(model)
 
-    def other(module: Any, *given: Any, **named: Any) -> Any:
-        right = trace(module, *given, **named)
-        return lambda *tensors: right(*tensors) + 1e-6
 
-    monkeypatch.setattr(torch.jit, "trace", other)
+def test_conversions_are_found_while_other_threads_look_at_warnings() -> None:
+    """Warnings belong to the whole process."""
+    done = threading.Event()
+
+    def other() -> None:
+        while not done.is_set():
+            with warnings.catch_warnings(record=True):
+                warnings.simplefilter("ignore")
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    try:
+        for what in ("data", "quiet", "size"):
+            model = fresh()
+            model.model.layers[0].mlp = Branching(model.model.layers[0].mlp, what)
+            Lookahead(model, nodes=6, script=True).generate(**ids_of(), max_new_tokens=6)
+            assert kinds_of(model)
+            assert all(kinds_of(model).values())
+    finally:
+        done.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("recorded", ["node", "tree"])
+def test_recorded_and_written_passes_in_turns(recorded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A written pass may make the buffers larger, too."""
+    model, given = fresh("llama", "float64"), ids_of()
+    monkeypatch.setattr("lookahead.cache.BLOCK", 3)
+    find = scripts.Scripts.find
+
+    def only(self: Any, *arguments: Any) -> Any:
+        found = find(self, *arguments)
+        return found if (arguments[1] is None) == (recorded == "node") else None
+
+    monkeypatch.setattr(scripts.Scripts, "find", only)
+    plain = model.generate(**given, max_new_tokens=700)
+    answers = plain[:, 9:].tolist()
+    drafter = Oracle(answers, 48, error=0.4, relay=2, seed=3)
+    found = passes(model, monkeypatch)
+    assert torch.equal(
+        Lookahead(model, drafter=drafter, nodes=12, script=True).generate(**given, max_new_tokens=700), plain
+    )
+    assert 0 < sum(found) < len(found)
+
+
+def test_a_recording_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With PYTORCH_JIT=0 torch gives back what it was to record."""
+    model = fresh()
+    monkeypatch.setattr(torch.jit, "trace", lambda module, *given, **named: module)
+    Lookahead(model, nodes=6, script=True).generate(**ids_of(), max_new_tokens=6)
+    assert set(kinds_of(model).values()) == {"torch records nothing here"}
+
+
+def test_no_more_is_recorded_than_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fresh()
+    monkeypatch.setattr(scripts, "_MOST", 0)
+    Lookahead(model, nodes=6, script=True).generate(**ids_of(), max_new_tokens=6)
+    assert all("does not free" in reason for reason in kinds_of(model).values())
+    assert kinds_of(model)
+
+
+def test_large_tensors_besides_weights_are_not_kept() -> None:
+    model = fresh()
+
+    class Adding(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner, self.table = inner, {"much": torch.zeros(100, 32).mul(0.0)}
+
+        def forward(self, x: Tensor) -> Any:
+            return self.inner(x) + self.table["much"].repeat(2, 1)[0] + torch.zeros(5000).mul(0.0).sum()
+
+    model.model.layers[0].mlp = Adding(model.model.layers[0].mlp)
+    model.model.layers[0].mlp.table["much"] = torch.zeros(200, 32)
+    Lookahead(model, nodes=6, script=True).generate(**ids_of(), max_new_tokens=6)
+    assert set(kinds_of(model).values()) == {"it holds tensors that are neither weights nor buffers"}
+
+
+def test_a_recording_that_computes_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, run = fresh(), scripts._run
+    monkeypatch.setattr(scripts, "_run", lambda *tensors: run(*tensors) + 1e-6)
     la = Lookahead(model, nodes=6, script=True)
     assert torch.equal(la.generate(**ids_of(), max_new_tokens=12), model.generate(**ids_of(), max_new_tokens=12))
     assert set(kinds_of(model).values()) == {"recorded, it computes something else"}
@@ -211,7 +316,11 @@ def _train(model: Any) -> None:
     model.train()
 
 
-@pytest.mark.parametrize("change", [_hook, _own_forward, _train])
+def _compile(model: Any) -> None:
+    model.compile(backend="eager")
+
+
+@pytest.mark.parametrize("change", [_hook, _own_forward, _train, _compile])
 def test_what_runs_code_of_the_users_is_never_recorded(change: Any) -> None:
     model = fresh()
     Lookahead(model, script=True).generate(**ids_of(), max_new_tokens=8)
@@ -227,6 +336,27 @@ def test_nothing_is_recorded_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert scripts.scripts_of(model, family_of(model), 1) is None
     assert scripts.scripts_of(model, family_of(model), 1) is not None
+
+
+def test_nothing_is_recorded_under_a_mode_of_torch() -> None:
+    """With a default device torch looks at every call."""
+    model, given = fresh(), ids_of()
+    expected = model.generate(**given, max_new_tokens=8)
+    with torch.device("cpu"):
+        assert scripts.scripts_of(model, family_of(model), 1) is None
+        assert torch.equal(Lookahead(model, script=True).generate(**given, max_new_tokens=8), expected)
+    assert scripts.scripts_of(model, family_of(model), 1) is not None
+
+
+def test_sparse_weights_are_served_and_not_recorded() -> None:
+    model, given = fresh(), ids_of()
+    layer = model.model.layers[0].mlp.down_proj
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        layer.weight = nn.Parameter(layer.weight.detach().to_sparse_csr(), requires_grad=False)
+        expected = model.generate(**given, max_new_tokens=8)
+        assert torch.equal(Lookahead(model, nodes=0, script=True).generate(**given, max_new_tokens=8), expected)
+    assert recorded_of(model) == []
 
 
 class Odd(Tensor):
@@ -262,6 +392,83 @@ def _setting(model: Any) -> None:
         layer.self_attn.scaling = -1.0
 
 
+def _transpose(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.self_attn.q_proj.weight = nn.Parameter(layer.self_attn.q_proj.weight.detach().t())
+
+
+class Held(nn.Module):
+    """Does what its attributes say."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.factor, self.table, self.choose = inner, torch.ones(1), {"a": [1.0]}, torch.abs
+        self.first: float | None = 1.0
+        self.second: float | None = None
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.inner(x) * self.factor * self.table["a"][0] * (1.0 if self.second is None else -1.0)
+        return y + self.choose(y)
+
+
+def _attribute(name: str, value: Any) -> Any:
+    def change(model: Any) -> None:
+        held = model.model.layers[0].mlp
+        if name == "swap":
+            held.first, held.second = held.second, held.first
+        elif name == "table":
+            held.table["a"][0] = value
+        else:
+            setattr(held, name, value)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("factor", torch.tensor([-1.0])), ("table", -1.0), ("choose", torch.neg), ("swap", None)]
+)
+def test_attributes_that_were_changed_count(name: str, value: Any) -> None:
+    model, given = fresh(), ids_of()
+    model.model.layers[0].mlp = Held(model.model.layers[0].mlp)
+    la = Lookahead(model, nodes=6, script=True)
+    before = la.generate(**given, max_new_tokens=20)
+    assert "" in kinds_of(model).values()
+    _attribute(name, value)(model)
+    expected = model.generate(**given, max_new_tokens=20)
+    assert torch.equal(la.generate(**given, max_new_tokens=20), expected)
+    assert not torch.equal(before, expected)
+
+
+def test_a_forward_that_was_replaced_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, given = fresh(), ids_of()
+    la = Lookahead(model, nodes=6, script=True)
+    before, kind = la.generate(**given, max_new_tokens=20), type(model.model.norm)
+    forward = kind.forward
+    monkeypatch.setattr(kind, "forward", lambda self, x: -forward(self, x))
+    expected = model.generate(**given, max_new_tokens=20)
+    assert torch.equal(la.generate(**given, max_new_tokens=20), expected)
+    assert not torch.equal(before, expected)
+
+
+def test_another_way_to_run_experts_is_another_state() -> None:
+    model = fresh("mixtral")
+    before = state_of(model)
+    model.set_experts_implementation("eager")
+    assert state_of(model).key != before.key
+
+
+def test_weights_that_were_replaced_are_freed() -> None:
+    model, old = fresh(), []
+    la = Lookahead(model, nodes=0, script=True)
+    for _ in range(4):
+        la.generate(**ids_of(), max_new_tokens=4)
+        old.append(weakref.ref(model.lm_head.weight))
+        model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    la.generate(**ids_of(), max_new_tokens=4)
+    gc.collect()
+    assert [one() for one in old] == [None] * 4
+
+
 def _attention(model: Any) -> None:
     model.set_attn_implementation("eager")
 
@@ -270,7 +477,7 @@ def _double(model: Any) -> None:
     model.double()
 
 
-@pytest.mark.parametrize("change", [_scale, _replace, _swap, _setting, _attention, _double])
+@pytest.mark.parametrize("change", [_scale, _replace, _swap, _setting, _transpose, _attention, _double])
 def test_a_model_that_was_changed_runs_as_it_is_now(change: Any) -> None:
     model, given = fresh(), ids_of()
     la = Lookahead(model, nodes=6, script=True)

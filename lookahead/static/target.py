@@ -72,7 +72,7 @@ class StaticTarget:
         self._rows, self._config = last_position.shape[0], text_config(model)
         dtypes = tuple(layer.keys.dtype for layer in cache.layers if getattr(layer, "keys", None) is not None)
         state = state_of(model)
-        self._state, self._recordable = (state.key, dtypes), state.recordable
+        self._state, self._recordable = (state.weights, state.key, dtypes), state.recordable
         self._space = self._made(cache, int(cache.get_seq_length()) + room)
         self._device = self._space.cache.device
         self._space.begin(cache, None if prompt_mask is None else prompt_mask.to(self._device))
