@@ -146,7 +146,8 @@ class Bench:
 
         self.say("starting the other systems …")
         model, tokenizer, args = self.model, self.tokenizer, self.args
-        options = {} if args.nodes is None else {"nodes": args.nodes}
+        # Recordings are made while it warms up, as other systems compile before they are timed.
+        options: dict[str, Any] = {"script": True} | ({} if args.nodes is None else {"nodes": args.nodes})
         here = [systems.plain(model, tokenizer), systems.ours(model, tokenizer, **options)]
         here.append(systems.prompt_lookup(model, tokenizer))
         absent: dict[str, str] = {}

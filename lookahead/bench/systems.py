@@ -181,7 +181,7 @@ def ours(model: Any, tokenizer: Any, **options: Any) -> Here:
 
         return call
 
-    settings = {name: value for name, value in options.items() if isinstance(value, int | str)} or {"nodes": "auto"}
+    settings = {"nodes": "auto"} | {name: value for name, value in options.items() if isinstance(value, int | str)}
     return Here(OURS, model, tokenizer, make, settings, own_grammar=True, passes=lambda: passes[0])
 
 
@@ -215,7 +215,7 @@ def arctic(model: Any, tokenizer: Any, *, tree: bool = True) -> Here:
         one = drafter()
         for ids in item.before or ():
             _generate(model, one, Item(item.workload, ids, item.new))
-        return lambda given: Lookahead(model, tokenizer, drafter=one, nodes=ARCTIC_NODES).generate(**given)
+        return lambda given: Lookahead(model, tokenizer, drafter=one, nodes=ARCTIC_NODES, script=True).generate(**given)
 
     name = ARCTIC_TREE if tree else ARCTIC_CHAIN
     return Here(name, model, tokenizer, make, settings, own_grammar=True)
