@@ -290,7 +290,8 @@ def _recorded(kind: str, module: _Pass, cache: TreeCache) -> Any:
 
 
 def _tried(kind: str, module: _Pass, cache: TreeCache) -> Any:
-    example, *others = _EXAMPLES[kind]
+    table = module._family.table or sys.maxsize  # beyond whose rows no pass goes
+    example, *others = [(nodes, used) for nodes, used in _EXAMPLES[kind] if nodes + used <= table]
     with torch.no_grad():
         with _conversions() as found:
             script = _JIT.trace(module, _example(module, cache, *example), check_trace=False, strict=False)

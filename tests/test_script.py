@@ -123,6 +123,13 @@ def test_passes_are_recorded_once_they_are_worth_it(monkeypatch: pytest.MonkeyPa
     assert la.recorded == []
 
 
+def test_models_of_few_positions_are_recorded() -> None:
+    model, given = copy.deepcopy(tiny("gpt2", dtype="float32", n_positions=64)), ids_of()
+    la = Lookahead(model, nodes=6, script=True)
+    assert torch.equal(la.generate(**given, max_new_tokens=50), model.generate(**given, max_new_tokens=50))
+    assert kinds_of(model)["tree"] == ""
+
+
 def test_long_passes_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     """There, what Python takes is nothing."""
     model = fresh()
