@@ -133,8 +133,8 @@ class _Pass(nn.Module):
         super().__init__()
         self.model = model
         self._family, self._names = family, names
-        sdpa = implementation_of(text_config(model)) == "sdpa"
-        self._one = names is None and sdpa  # others make a mask even so, of the right size
+        # Then it is known that one node needs no mask; otherwise one is made even so, of the right size.
+        self.skips = names is None and implementation_of(text_config(model)) == "sdpa"
         self._layers = [None if isinstance(layer, TreeLayer) else layer for layer in layers]
 
     def forward(self, tokens: Tensor, positions: Tensor, span: Tensor, *tensors: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ class _Pass(nn.Module):
         used, layers = end - tokens.size(1), []
         for layer in self._layers:
             if layer is None:
-                layer = _Layer(next(held).narrow(2, 0, end), next(held).narrow(2, 0, end), used, one=self._one)
+                layer = _Layer(next(held).narrow(2, 0, end), next(held).narrow(2, 0, end), used, one=self.skips)
             layers.append(layer)
         mask: Any = dict(zip(self._names, masks, strict=True)) if self._names else masks[0] if masks else None
         given = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
@@ -290,6 +290,15 @@ def _recorded(kind: str, module: _Pass, cache: TreeCache) -> Any:
 
 
 def _tried(kind: str, module: _Pass, cache: TreeCache) -> Any:
+    if module.skips:
+        try:
+            return _compared(kind, module, cache)
+        except RuntimeError:  # this release of transformers, or this model, makes masks of all that is recorded
+            module.skips = False
+    return _compared(kind, module, cache)
+
+
+def _compared(kind: str, module: _Pass, cache: TreeCache) -> Any:
     table = module._family.table or sys.maxsize  # beyond whose rows no pass goes
     example, *others = [(nodes, used) for nodes, used in _EXAMPLES[kind] if nodes + used <= table]
     with torch.no_grad():

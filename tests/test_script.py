@@ -19,6 +19,7 @@ from zoo import zoo
 
 from lookahead import InvalidArgument, Lookahead
 from lookahead import script as scripts
+from lookahead.cache import NAME
 from lookahead.model_state import state_of
 from lookahead.script import recorded_of
 from lookahead.support import family_of
@@ -189,9 +190,9 @@ class Asking(nn.Module):
         super().__init__()
         self.inner = inner
 
-    def forward(self, *given: Any, past_key_values: Any = None, **named: Any) -> Any:
-        length = past_key_values.get_seq_length(1)
-        out, weights = self.inner(*given, past_key_values=past_key_values, **named)
+    def forward(self, *given: Any, **named: Any) -> Any:
+        length = named[NAME].get_seq_length(1)
+        out, weights = self.inner(*given, **named)
         return (-out if length > 2000 else out), weights
 
 
