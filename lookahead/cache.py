@@ -44,7 +44,7 @@ class TreeLayer(DynamicLayer):  # type: ignore[misc]
         self._keys = _enlarged(keys, self.used, self.used + room)
         self._values = _enlarged(values, self.used, self.used + room)
         self.is_initialized = True
-        self._show(self.used)
+        self.show(self.used)
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write [B, H, N, D] rows behind the kept ones and return kept and new rows, [B, H, used + N, D]."""
@@ -52,7 +52,7 @@ class TreeLayer(DynamicLayer):  # type: ignore[misc]
         self.reserve(end)
         self._keys[:, :, self.used : end] = key_states
         self._values[:, :, self.used : end] = value_states
-        self._show(end)
+        self.show(end)
         return self.keys, self.values
 
     @property
@@ -67,7 +67,7 @@ class TreeLayer(DynamicLayer):  # type: ignore[misc]
         more = slots + max(BLOCK, slots // 4)
         self._keys = _enlarged(self._keys, self.used, more)
         self._values = _enlarged(self._values, self.used, more)
-        self._show(self.used)
+        self.show(self.used)
 
     def get_seq_length(self) -> int:
         return self.used
@@ -85,7 +85,7 @@ class TreeLayer(DynamicLayer):  # type: ignore[misc]
         for buffer in (self._keys, self._values):
             buffer[:, :, start : start + count] = _rows(buffer, slots.to(buffer.device))
         self.used = start + count
-        self._show(self.used)
+        self.show(self.used)
 
     def ordinary(self, slots: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
         """Return fresh keys and values of `slots` ([B, count]; None: the first `count`)."""
@@ -98,9 +98,10 @@ class TreeLayer(DynamicLayer):  # type: ignore[misc]
     def release(self) -> None:
         """Free the buffers."""
         self._keys = self._values = self._keys[:, :, :0].clone()
-        self._show(0)
+        self.show(0)
 
-    def _show(self, end: int) -> None:
+    def show(self, end: int) -> None:
+        """Let `keys` and `values` be the first `end` slots."""
         self.keys, self.values = self._keys[:, :, :end], self._values[:, :, :end]
 
 
@@ -147,9 +148,13 @@ class TreeCache(Cache):  # type: ignore[misc]
         return self.attention[0].used
 
     def buffers(self, nodes: int) -> list[Tensor]:
-        """Return keys and values of all layers, one after the other, with room for a pass over so many nodes."""
+        """Return keys and values of all layers, one after the other, with room for a pass over so many nodes.
+
+        The layers show what that pass attends to.
+        """
         for layer in self.attention:
             layer.reserve(layer.used + nodes)
+            layer.show(layer.used + nodes)
         return [buffer for layer in self.attention for buffer in layer.buffers]
 
     @property
