@@ -17,6 +17,7 @@ from lookahead.curves import Curve, key_of, setting_of
 from lookahead.draft import Draft
 from lookahead.errors import InvalidArgument, UnsupportedModel
 from lookahead.families import require_usable, text_config, vocabulary
+from lookahead.script import scripts_of
 from lookahead.static.choice import static_of
 from lookahead.static.shapes import Counts
 from lookahead.static.target import StaticTarget
@@ -105,7 +106,8 @@ class _Trees:
         if static_of(model, family, None, invariant=False, compile=False):  # as decoding has them
             self._target = StaticTarget(model, family, cache, None, last, 1, nodes=most, counts=Counts())
         else:
-            self._target = Target(model, family, cache, None, last, room=most)
+            scripts = scripts_of(model, family, rows, at_once=True)  # and recorded, as it soon has them on a CPU
+            self._target = Target(model, family, cache, None, last, room=most, scripts=scripts)
 
     def seconds(self, size: int) -> float:
         """Return what a pass over `size` nodes takes until its best tokens are on the host, as decoding has them."""

@@ -246,6 +246,11 @@ class Check:
             step(name, early.name)
             self._try(name, early, given)
 
+    @property
+    def ways(self) -> dict[str, Any]:
+        """The arguments of `Lookahead` that say how passes run: as recorded at once, where they can be."""
+        return {"invariant": True} if self.invariant else {"script": True}
+
     def _warm_up(self, say: Callable[[str, float], object]) -> None:
         """Compile, and let the budget learn what passes cost; of the first prompt, in a few tokens."""
         say("warming up (the very first run compiles)", 0.0)
@@ -257,7 +262,7 @@ class Check:
         except Exception as error:
             raise InvalidInput(f"plain generate() fails ({type(error).__name__}: {error}); mend that first") from error
         try:
-            Lookahead(self.model, self.tokenizer, invariant=self.invariant, script=True).generate(**given)
+            Lookahead(self.model, self.tokenizer, **self.ways).generate(**given)
         except (UnsupportedModel, UnsupportedArgument) as error:
             raise InvalidInput(str(error)) from error
 
@@ -391,7 +396,7 @@ class _Drafting:
             case _:
                 oracle = functools.partial(Oracle, vocab=vocabulary(check.model), seed=SEED)
                 options |= {"nodes": NODES, "drafter": oracle(self._answers)}
-        lookahead = Lookahead(check.model, check.tokenizer, invariant=check.invariant, script=True, **options)
+        lookahead = Lookahead(check.model, check.tokenizer, **check.ways, **options)
         outcome = call.run(lookahead.generate, SEED, plain=False)
         self.last = lookahead.last
         return outcome

@@ -87,8 +87,8 @@ class Lookahead:
             and rounds a little differently.
         script: run passes on a CPU as recordings of their tensor operations, which give the same bits without the
             Python between them; see `lookahead.script`. None: from when a recording is worth its time, some hundred
-            passes; True: from the first pass on; False: never. Models that cannot be recorded run as they are written,
-            see `recorded`.
+            passes; True: from the first pass on; False: never. What cannot be recorded runs as it is written, as do
+            chains, and models with hooks or quantized weights; `recorded` says why, where it was tried.
 
     Raises:
         InvalidArgument: `nodes` is neither "auto" nor a whole number in [0, 4096], `drafter` is no `Drafter`, …
@@ -139,10 +139,12 @@ class Lookahead:
         self._counts = None
         if static_of(model, family, static, invariant=invariant, compile=compile):
             self._counts = Counts(FIXED if invariant else 0)
-        self._compiled = torch.compile(model.__call__, dynamic=False) if compile else None
         if not (script is None or isinstance(script, bool)):
             raise InvalidArgument(f"script={script!r}; give True, False, or None for when it is worth it")
+        if script and (static or invariant or compile):
+            raise InvalidArgument("script=True records passes of any shape; leave static, invariant and compile out")
         self._script = script
+        self._compiled = torch.compile(model.__call__, dynamic=False) if compile else None
         options: dict[str, Any] = {} if sources is None else {"sources": sources}
         self._memory = Memory(pool, tokenizer, remember)
         self.drafter = drafter or Grower(vocab_size=vocabulary(model), pools=self.pools, **options)

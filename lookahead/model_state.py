@@ -118,13 +118,13 @@ def _code(module: nn.Module) -> Hashable:
     return id(module), id(kind), id(kind.forward), tuple(held)
 
 
-def _value(value: Any) -> Hashable:
+def _value(value: Any, deep: int = 3) -> Hashable:
     """Return what tells an attribute from another: its value where that is simple, or which one it is."""
     if type(value) in _SIMPLE:
         return value  # type: ignore[no-any-return]
-    if isinstance(value, dict | list | tuple | set | frozenset) and len(value) <= _MANY:
-        entries = [*value.items()] if isinstance(value, dict) else [*value]
-        return type(value).__name__, tuple([_value(one) for one in entries])
+    if deep and isinstance(value, dict | list | tuple | set | frozenset) and len(value) <= _MANY:
+        entries = [*value, *value.values()] if isinstance(value, dict) else [*value]
+        return type(value).__name__, tuple([_value(one, deep - 1) for one in entries])
     return id(value)
 
 

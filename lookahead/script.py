@@ -8,24 +8,21 @@ number of nodes behind any context, and computes the same bits. A CUDA graph doe
 
 from __future__ import annotations
 
-import linecache
 import sys
 import threading
 import time
-import warnings
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn, overrides
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from lookahead.attention import implementation_of, shared_heads
 from lookahead.cache import TreeCache, TreeLayer
+from lookahead.conversions import conversions
 from lookahead.families import Family, text_config
 from lookahead.model_state import state_of
 from lookahead.static.choice import reason_against
@@ -42,27 +39,6 @@ _EXAMPLES = {  # nodes and slots before them: recorded with the first, compared 
     _PADDED: ((1, 7), (1, 1), (1, 40), (1, 700)),
     _NODE: ((1, 7), (1, 1), (1, 40), (1, 700)),
 }
-
-# What makes a number of a tensor, or of a size, one of Python's, which a recording keeps for ever.
-_CONVERSIONS = frozenset(
-    {
-        "__bool__", "__int__", "__float__", "__index__", "__complex__", "__len__", "__contains__", "__array__",
-        "item", "tolist", "numpy", "equal", "allclose", "is_nonzero", "is_same_size",
-    }
-)  # fmt: skip
-# Lines that do so but only ask whether there is one query, or for what no pass changes.
-_HARMLESS = (
-    ("lookahead/attention.py", ""),  # batch and heads, and whether there is one node
-    ("transformers/integrations/sdpa_attention.py", "q_length > 1"),
-    ("transformers/integrations/sdpa_attention.py", "q_length == 1"),
-    ("transformers/integrations/sdpa_attention.py", "query.shape[2] > 1"),
-    ("transformers/integrations/sdpa_attention.py", "is_causal.item()"),
-    ("transformers/integrations/sdpa_attention.py", "hidden_states is None or hidden_states.shape[1] == 1"),
-    ("transformers/integrations/sdpa_attention.py", "key.shape[-1] == value.shape[-1]"),
-    ("transformers/integrations/sdpa_attention.py", "if use_gqa_in_sdpa(attention_mask, key, value)"),
-    ("transformers/masking_utils.py", "if (q_length == 1 or kv_length == q_length) and"),
-    ("torch/nn/functional.py", "weight.size(0)"),  # of the embedding's padding_idx
-)
 
 _RECORDING = threading.Lock()  # torch records one function at a time
 _made = 0  # modules that were recorded in this process
@@ -275,12 +251,7 @@ def _recorded(kind: str, module: _Pass, cache: TreeCache) -> Any:
         except BaseException as error:
             found.append(error)
 
-    global _made
     with _RECORDING:
-        count = sum(1 for _ in module.modules())
-        if _made + count > _MOST:
-            raise _Refused(f"this process has recorded {_made} modules, and torch does not free all of their memory")
-        _made += count
         thread = threading.Thread(target=work, name="lookahead-recording")
         thread.start()
         thread.join()
@@ -299,10 +270,15 @@ def _tried(kind: str, module: _Pass, cache: TreeCache) -> Any:
 
 
 def _compared(kind: str, module: _Pass, cache: TreeCache) -> Any:
+    global _made
+    count = sum(1 for _ in module.modules())
+    if _made + count > _MOST:
+        raise _Refused(f"this process has recorded {_made} modules, and torch does not free all of their memory")
+    _made += count
     table = module._family.table or sys.maxsize  # beyond whose rows no pass goes
     example, *others = [(nodes, used) for nodes, used in _EXAMPLES[kind] if nodes + used <= table]
     with torch.no_grad():
-        with _conversions() as found:
+        with conversions() as found:
             script = _JIT.trace(module, _example(module, cache, *example), check_trace=False, strict=False)
         if found:
             raise _Refused(f"what it does may depend on numbers: {found[0]}")
@@ -344,61 +320,6 @@ def _example(module: _Pass, cache: TreeCache, nodes: int, used: int) -> tuple[Te
         masks.append(torch.zeros(shown.shape, dtype=dtype).masked_fill_(~shown, torch.finfo(dtype).min))
     buffers = [torch.randn((*one.shape[:2], end + 3, one.shape[3]), generator=random).to(one.dtype) for one in held]
     return tokens, positions.contiguous(), torch.zeros(1).expand(end), *masks, *buffers
-
-
-@contextmanager
-def _conversions() -> Iterator[list[str]]:
-    """Yield a list that afterwards says where numbers were turned into Python's.
-
-    Two look for that: a mode of torch, which belongs to this thread alone, and the tracer itself, by warnings.
-    """
-    found: list[str] = []
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        with _Watch(found, said):
-            yield found
-        for one in _warned(said):
-            if one.filename != __file__:  # else it was blamed on the caller
-                _blame(one.filename, one.lineno, found)
-
-
-class _Watch(TorchFunctionMode):
-    """Looks for conversions of tensors to numbers of Python.
-
-    Args:
-        found: takes the lines that do so.
-        said: the warnings so far.
-    """
-
-    def __init__(self, found: list[str], said: list[Any]) -> None:
-        super().__init__()
-        self._found, self._said = found, said
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = len(self._said)
-        result = func(*args, **(kwargs or {}))
-        warned = any(one.filename == __file__ for one in _warned(self._said[before:]))
-        if warned or getattr(func, "__name__", "") in _CONVERSIONS:
-            frame: Any = sys._getframe(1)
-            while frame.f_code.co_filename == overrides.__file__ or "handle_torch_function" in _line(frame):
-                frame = frame.f_back
-            _blame(frame.f_code.co_filename, frame.f_lineno, self._found)
-        return result
-
-
-def _line(frame: Any) -> str:
-    return linecache.getline(frame.f_code.co_filename, frame.f_lineno)
-
-
-def _warned(said: Sequence[Any]) -> list[Any]:
-    return [one for one in said if issubclass(one.category, _JIT.TracerWarning)]
-
-
-def _blame(file: str, number: int, found: list[str]) -> None:
-    """Add a line of code to `found`, if it is not a harmless one."""
-    line, file = linecache.getline(file, number), file.replace("\\", "/")
-    if not any(file.endswith(name) and part in line for name, part in _HARMLESS):
-        found.append(f"{file.rsplit('/', 1)[-1]}, line {number}: {line.strip()}")
 
 
 class _Kept:

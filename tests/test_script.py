@@ -272,13 +272,12 @@ def test_large_tensors_besides_weights_are_not_kept() -> None:
     class Adding(nn.Module):
         def __init__(self, inner: nn.Module) -> None:
             super().__init__()
-            self.inner, self.table = inner, {"much": torch.zeros(100, 32).mul(0.0)}
+            self.inner, self.table = inner, [torch.zeros(200, 32)]
 
         def forward(self, x: Tensor) -> Any:
-            return self.inner(x) + self.table["much"].repeat(2, 1)[0] + torch.zeros(5000).mul(0.0).sum()
+            return self.inner(x) + self.table[0][0]
 
     model.model.layers[0].mlp = Adding(model.model.layers[0].mlp)
-    model.model.layers[0].mlp.table["much"] = torch.zeros(200, 32)
     Lookahead(model, nodes=6, script=True).generate(**ids_of(), max_new_tokens=6)
     assert set(kinds_of(model).values()) == {"it holds tensors that are neither weights nor buffers"}
 
@@ -552,15 +551,30 @@ def test_recorded_calls_under_inference_mode_and_with_gradients() -> None:
 def test_bad_settings() -> None:
     with pytest.raises(InvalidArgument, match="script='yes'"):
         Lookahead(fresh(), script="yes")  # type: ignore[arg-type]
+    for name in ("static", "invariant", "compile"):
+        with pytest.raises(InvalidArgument, match="script=True"):
+            Lookahead(fresh(), script=True, **{name: True})
 
 
 # The state of a model
 
 
-def test_the_state_of_a_model_is_the_same_while_nothing_changes() -> None:
-    model = fresh("qwen3")
+@pytest.mark.parametrize("name", sorted(RECORDED))
+def test_the_state_of_a_model_is_the_same_while_nothing_changes(name: str) -> None:
+    """Else it would never be recorded by itself."""
+    model = fresh(name)
     before = state_of(model)
     Lookahead(model, script=True).generate(**ids_of(), max_new_tokens=8)
     model.generate(**ids_of(), max_new_tokens=8)
     assert state_of(model) == before
-    assert state_of(zoo("qwen3")).key != before.key
+    assert state_of(copy.deepcopy(model)).key != before.key
+
+
+def test_tables_that_hold_themselves_have_a_state() -> None:
+    model = fresh()
+    model.model.norm.table = held = {"a": [1.0]}
+    held["self"] = held  # type: ignore[assignment]
+    before = state_of(model)
+    assert state_of(model) == before
+    held["a"][0] = 2.0
+    assert state_of(model) != before
