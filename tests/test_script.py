@@ -168,12 +168,15 @@ class Branching(nn.Module):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return -y if x.abs().max() > 9.0 else y
+        if self.what == "inside":  # as in functions of torch that are written in Python
+            with torch._C.DisableTorchFunction():
+                return -y if x.abs().max() > 9.0 else y
         if self.what == "list":
             return y * (1.0 if max(x.flatten().tolist()) < 9.0 else -1.0)
         return y * float(x.shape[1])
 
 
-@pytest.mark.parametrize("what", ["size", "data", "count", "number", "equal", "close", "quiet", "list"])
+@pytest.mark.parametrize("what", ["size", "data", "count", "number", "equal", "close", "quiet", "inside", "list"])
 def test_what_depends_on_numbers_is_not_recorded(what: str) -> None:
     model = fresh()
     model.model.layers[0].mlp = Branching(model.model.layers[0].mlp, what)
