@@ -13,6 +13,8 @@ import torch
 from torch import overrides
 from torch.overrides import TorchFunctionMode
 
+from lookahead import packing
+
 _TracerWarning: Any = torch.jit.TracerWarning  # type: ignore[attr-defined]
 
 # What makes a number of a tensor, or of a size, one of Python's, which a recording keeps for ever.
@@ -71,7 +73,7 @@ class _Watch(TorchFunctionMode):
         warned = any(one.filename == __file__ for one in _warned(self._said[before:]))
         if warned or getattr(func, "__name__", "") in _CONVERSIONS:
             frame: Any = sys._getframe(1)
-            while frame.f_code.co_filename == overrides.__file__ or "handle_torch_function" in _line(frame):
+            while frame.f_code.co_filename in (overrides.__file__, packing.__file__) or "handle_torch_function" in _line(frame):
                 frame = frame.f_back
             _blame(frame.f_code.co_filename, frame.f_lineno, self._found)
         return result

@@ -25,6 +25,7 @@ from lookahead.cache import TreeCache, TreeLayer
 from lookahead.conversions import conversions
 from lookahead.families import Family, text_config
 from lookahead.model_state import state_of
+from lookahead.packing import Pack, Packs, available, multiplying, noting
 from lookahead.static.choice import reason_against
 
 WORTH = 256  # passes after which a recording has been worth its time, which is that of some two hundred
@@ -53,12 +54,14 @@ class Recorded:
         rows: the batch size.
         seconds: that recording and trying it took.
         refused: why such passes run as they are written; "": they do not.
+        copied: bytes of the weights that it multiplies by copies of, see `lookahead.packing`.
     """
 
     kind: str
     rows: int
     seconds: float
     refused: str = ""
+    copied: int = 0
 
 
 class _Refused(Exception):
@@ -112,6 +115,7 @@ class _Pass(nn.Module):
         # Then it is known that one node needs no mask; otherwise one is made even so, of the right size.
         self.skips = names is None and implementation_of(text_config(model)) == "sdpa"
         self._layers = [None if isinstance(layer, TreeLayer) else layer for layer in layers]
+        self.packs: dict[Hashable, Pack] = {}  # of weights, by what `packing` calls them
 
     def forward(self, tokens: Tensor, positions: Tensor, span: Tensor, *tensors: Tensor) -> Tensor:
         """Return the logits [B, N, V].
@@ -119,10 +123,11 @@ class _Pass(nn.Module):
         Args:
             tokens, positions: [B, N].
             span: [S + N], as long as what the pass sees.
-            tensors: the masks, then keys and values of every layer, with room for more.
+            tensors: the masks, then copies of weights, then keys and values of every layer, with room for more.
         """
         count = 0 if self._names is None else max(len(self._names), 1)
-        masks, held = tensors[:count], iter(tensors[count:])
+        masks, copies = tensors[:count], tensors[count : count + len(self.packs)]
+        held = iter(tensors[count + len(self.packs) :])
         end = span.size(0)
         used, layers = end - tokens.size(1), []
         for layer in self._layers:
@@ -132,7 +137,7 @@ class _Pass(nn.Module):
         mask: Any = dict(zip(self._names, masks, strict=True)) if self._names else masks[0] if masks else None
         given = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
         given |= {self._family.cache: Cache(layers=layers), "use_cache": True, "return_dict": True}
-        with shared_heads(text_config(self.model)):
+        with shared_heads(text_config(self.model)), multiplying(dict(zip(self.packs, copies, strict=True))):
             logits: Tensor = self.model(**given, **dict(self._family.inputs)).logits
         return logits
 
@@ -143,14 +148,20 @@ class Script:
     Args:
         module: what was recorded.
         seconds: that recording and trying it took.
+        packs: of the weights that it multiplies by copies of.
 
     Attributes:
         refused: why passes run as they are written; "": they do not.
     """
 
-    def __init__(self, module: Any, refused: str, seconds: float) -> None:
-        self._module, self.refused, self.seconds = module, refused, seconds
+    def __init__(self, module: Any, refused: str, seconds: float, packs: Sequence[Pack] = ()) -> None:
+        self._module, self.refused, self.seconds, self._packs = module, refused, seconds, packs
         self._span = torch.zeros(1)
+
+    @property
+    def copied(self) -> int:
+        """Bytes of the weights that it multiplies by copies of."""
+        return sum(one.nbytes for one in self._packs)
 
     def run(self, tokens: Tensor, positions: Tensor, mask: Any, cache: TreeCache) -> Tensor | None:
         """Return the logits [B, N, V] of a pass, whose rows go behind what `cache` holds; None: it has failed.
@@ -163,7 +174,7 @@ class Script:
         buffers, span = cache.buffers(nodes), self._span.expand(cache.used + nodes)
         masks = () if mask is None else mask.values() if isinstance(mask, Mapping) else (mask,)
         try:
-            return _run(self._module, tokens, positions, span, *masks, *buffers)
+            return _run(self._module, tokens, positions, span, *masks, *(one.packed for one in self._packs), *buffers)
         except RuntimeError as error:  # what is really wrong is so without a recording, too
             self.refused = f"it failed where it had not been tried: {_said(error)}"
             return None
@@ -172,13 +183,16 @@ class Script:
 class Scripts:
     """The recordings of one model in one state, for one batch size.
 
+    Args:
+        packs: copies of its weights to multiply by; None: it is to do without.
+
     Attributes:
         worth: passes of a kind after which it is recorded.
     """
 
-    def __init__(self, family: Family, rows: int) -> None:
+    def __init__(self, family: Family, rows: int, packs: Packs | None) -> None:
         self.worth = WORTH
-        self._family, self._rows = family, rows
+        self._family, self._rows, self._packs = family, rows, packs
         self._made: dict[str, Script] = {}  # by kind
         self._passes = dict.fromkeys(_EXAMPLES, 0)
         self._lock = threading.Lock()
@@ -186,7 +200,8 @@ class Scripts:
     @property
     def recorded(self) -> list[Recorded]:
         """What became of the kinds of passes so far."""
-        return [Recorded(kind, self._rows, one.seconds, one.refused) for kind, one in list(self._made.items())]
+        made = list(self._made.items())
+        return [Recorded(kind, self._rows, one.seconds, one.refused, one.copied) for kind, one in made]
 
     @property
     def ready(self) -> tuple[bool, bool]:
@@ -214,15 +229,17 @@ class Scripts:
         return None if script.refused else script
 
     def _make(self, kind: str, model: Any, mask: Any, cache: TreeCache) -> Script:
-        begin, reason, module = time.perf_counter(), "", None
+        begin, reason, module, written = time.perf_counter(), "", None, None
         names = None if mask is None else tuple(mask) if isinstance(mask, Mapping) else ()
         try:
             if names is None and not all(reach.whole for _, reach in self._family.reaches):
                 raise _Refused("the model makes masks of windows itself, where a node is alone")
-            module = _recorded(kind, _Pass(model, self._family, cache.layers, names), cache)
+            written = _Pass(model, self._family, cache.layers, names)
+            module = _recorded(kind, written, cache, self._packs)
         except Exception as error:  # a model may do anything; as it is written it runs all the same
             reason = _said(error)
-        return Script(module, reason, time.perf_counter() - begin)
+        packs = () if written is None or reason else tuple(written.packs.values())
+        return Script(module, reason, time.perf_counter() - begin, packs)
 
 
 def _run(module: Any, *tensors: Tensor) -> Tensor:
@@ -235,7 +252,7 @@ def _said(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _recorded(kind: str, module: _Pass, cache: TreeCache) -> Any:
+def _recorded(kind: str, module: _Pass, cache: TreeCache, packs: Packs | None) -> Any:
     """Return the recording of a pass.
 
     Made in a thread of its own: torch keeps, for each operation, all that was being called when it was recorded.
@@ -247,7 +264,7 @@ def _recorded(kind: str, module: _Pass, cache: TreeCache) -> Any:
 
     def work() -> None:
         try:
-            found.append(_tried(kind, module, cache))
+            found.append(_tried(kind, module, cache, packs))
         except BaseException as error:
             found.append(error)
 
@@ -260,7 +277,26 @@ def _recorded(kind: str, module: _Pass, cache: TreeCache) -> Any:
     return found[0]
 
 
-def _tried(kind: str, module: _Pass, cache: TreeCache) -> Any:
+def _tried(kind: str, module: _Pass, cache: TreeCache, packs: Packs | None) -> Any:
+    module.packs = {} if packs is None else _packs_of(kind, module, cache, packs)
+    try:
+        return _skipping(kind, module, cache)
+    except Exception:
+        if not module.packs:
+            raise
+        module.packs = {}  # with the weights themselves it may be recorded
+        return _skipping(kind, module, cache)
+
+
+def _packs_of(kind: str, module: _Pass, cache: TreeCache, packs: Packs) -> dict[Hashable, Pack]:
+    """Return copies of what a pass multiplies by, as far as there are any."""
+    with torch.no_grad(), noting(module.model) as found:
+        module(*_example(module, cache, *_EXAMPLES[kind][1]))
+    made = {key: packs.find(weight, turned=turned) for key, (weight, turned) in found.items()}
+    return {key: pack for key, pack in made.items() if pack is not None}
+
+
+def _skipping(kind: str, module: _Pass, cache: TreeCache) -> Any:
     if module.skips:
         try:
             return _compared(kind, module, cache)
@@ -288,9 +324,10 @@ def _compared(kind: str, module: _Pass, cache: TreeCache) -> Any:
             raise _Refused("it holds tensors that are neither weights nor buffers")
         for nodes, used in others:
             tensors = _example(module, cache, nodes, used)
-            again = [one.clone() for one in tensors]
+            again = [one if one.is_mkldnn else one.clone() for one in tensors]
             expected, logits = module(*tensors), _run(script, *again)
-            same = all(torch.equal(a, b) for a, b in zip([expected, *tensors], [logits, *again], strict=True))
+            pairs = zip([expected, *tensors], [logits, *again], strict=True)
+            same = all(a is b or torch.equal(a, b) for a, b in pairs)
             if not (same and expected.isfinite().all()):
                 raise _Refused("recorded, it computes something else")
     return script
@@ -319,7 +356,8 @@ def _example(module: _Pass, cache: TreeCache, nodes: int, used: int) -> tuple[Te
         shown[..., range(nodes), range(used, end)] = True
         masks.append(torch.zeros(shown.shape, dtype=dtype).masked_fill_(~shown, torch.finfo(dtype).min))
     buffers = [torch.randn((*one.shape[:2], end + 3, one.shape[3]), generator=random).to(one.dtype) for one in held]
-    return tokens, positions.contiguous(), torch.zeros(1).expand(end), *masks, *buffers
+    copies = [one.packed for one in module.packs.values()]
+    return tokens, positions.contiguous(), torch.zeros(1).expand(end), *masks, *copies, *buffers
 
 
 class _Kept:
@@ -327,18 +365,30 @@ class _Kept:
 
     def __init__(self) -> None:
         self.scripts: dict[tuple[Hashable, ...], Scripts] = {}
+        self.packs: tuple[Hashable, Packs] | None = None  # and the weights that they are copies of
+
+    def packs_of(self, weights: Hashable) -> Packs:
+        """Return the copies of the model's weights, as those are now."""
+        if self.packs is None or self.packs[0] != weights:
+            self.packs = weights, Packs()
+        else:
+            self.packs[1].refresh()
+        return self.packs[1]
 
 
 _OF: WeakKeyDictionary[Any, _Kept] = WeakKeyDictionary()
 _MAKING = threading.Lock()
 
 
-def scripts_of(model: Any, family: Family, rows: int, *, at_once: bool = False) -> Scripts | None:
+def scripts_of(
+    model: Any, family: Family, rows: int, *, at_once: bool = False, packed: bool = True
+) -> Scripts | None:
     """Return the recordings of a model as it is now, to be made when they are worth it; None: there can be none.
 
     Args:
         rows: the batch size.
         at_once: they are to be made with the first pass of each kind.
+        packed: they are to multiply by copies of weights, where that is faster.
     """
     if family.encoder or not family.positions or model.training:
         return None
@@ -347,12 +397,14 @@ def scripts_of(model: Any, family: Family, rows: int, *, at_once: bool = False) 
         return None
     if reason_against(model, family, state):
         return None
-    key = state.weights, state.key, family, rows
+    packed = packed and available()
+    key = state.weights, state.key, family, rows, packed
     with _MAKING:
         kept = _OF.setdefault(model, _Kept())
         for other in [one for one in kept.scripts if one[0] != state.weights]:
             del kept.scripts[other]  # it keeps weights that the model no longer has
-        found = kept.scripts.pop(key, None) or Scripts(family, rows)
+        packs = kept.packs_of(state.weights) if packed else None
+        found = kept.scripts.pop(key, None) or Scripts(family, rows, packs)
         if len(kept.scripts) >= _KEPT:
             del kept.scripts[next(iter(kept.scripts))]
         kept.scripts[key] = found
@@ -374,3 +426,4 @@ def forget(model: Any) -> None:
         kept = _OF.get(model)
         if kept is not None:
             kept.scripts.clear()
+            kept.packs = None
