@@ -36,6 +36,7 @@ from lookahead.progress import Contexts, Progress, Records, Stops
 from lookahead.purse import Purse
 from lookahead.request import (
     end_tokens,
+    is_ordinary_prompt,
     last_positions,
     padding_mask,
     prompt_length,
@@ -119,6 +120,7 @@ class Lookahead:
         invariant: bool = False,
         compile: bool = False,
         script: bool | None = None,
+        packed: bool | None = None,
     ) -> None:
         if not isinstance(model, GenerationMixin):
             raise InvalidArgument(
@@ -143,7 +145,7 @@ class Lookahead:
             raise InvalidArgument(f"script={script!r}; give True, False, or None for when it is worth it")
         if script and (static or invariant or compile):
             raise InvalidArgument("script=True records passes of any shape; leave static, invariant and compile out")
-        self._script = script
+        self._script, self._packed = script, packed
         self._compiled = torch.compile(model.__call__, dynamic=False) if compile else None
         options: dict[str, Any] = {} if sources is None else {"sources": sources}
         self._memory = Memory(pool, tokenizer, remember)
@@ -408,9 +410,18 @@ class Lookahead:
         source: Tensor | None,
     ) -> tuple[Tensor, Target | StaticTarget, Contexts, list[Drafter]]:
         """Prefill; return the logits behind the prompt, the model behind its cache, and who drafts from what."""
-        outputs = self.model._prefill(input_ids, config, model_kwargs)
-        logits, (cache, cross) = outputs.logits[:, -1:].clone(), apart(model_kwargs[family.cache])
-        del outputs
+        at_once, scripts = bool(self._script), None
+        if self._script is not False and self._counts is None:
+            scripts = scripts_of(self.model, family, progress.rows, at_once=at_once, packed=self._packed is not False)
+        begin, ordinary = time.perf_counter(), scripts is not None and is_ordinary_prompt(input_ids, config, model_kwargs)
+        logits = scripts.prefill(input_ids, model_kwargs[family.cache]) if scripts is not None and ordinary else None
+        prefilled = logits is not None
+        if logits is None:
+            outputs = self.model._prefill(input_ids, config, model_kwargs)
+            logits = outputs.logits[:, -1:].clone()
+            del outputs
+        seconds = time.perf_counter() - begin
+        cache, cross = apart(model_kwargs[family.cache])
         require_ordinary(cache)
         shown = model_kwargs.get("attention_mask" if cross is None else "decoder_attention_mask")
         cached = length_of(cache, input_ids.shape[1] if shown is None else shown.shape[1])
@@ -430,10 +441,10 @@ class Lookahead:
             return logits, StaticTarget(self.model, family, cache, mask, positions, room, **shapes), contexts, drafters
         room = min(progress.remaining(0), 2 * BLOCK) + self.budget.most + self.drafter.probes + 1
         encoder = {} if cross is None else {n: model_kwargs.get(n) for n in ("encoder_outputs", "attention_mask")}
-        at_once = bool(self._script)
-        scripts = None if self._script is False else scripts_of(self.model, family, progress.rows, at_once=at_once)
         told: Any = {"encoder": encoder, "cross": cross, "scripts": scripts}
         target = Target(self.model, family, cache, mask, positions, room, **told)
+        if scripts is not None and ordinary and not prefilled:
+            scripts.prefilled(self.model, target.cache, seconds)
         return logits, target, contexts, drafters
 
     def _purse(self, rows: int, sampler: Sampler, recorded: tuple[bool, bool]) -> Purse:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -34,12 +34,18 @@ _KEPT = 8  # batch sizes, and states, whose recordings are kept of a model
 _MOST = 4096  # modules that are recorded in a process, once for each recording: torch keeps 0.1 MB of each for ever
 _LARGEST = 4096  # numbers of a tensor that is kept as it was
 _JIT: Any = torch.jit  # whose types say little
-_TREE, _PADDED, _NODE = "tree", "padded node", "node"  # kinds of passes; the last one has no mask
+_TREE, _PADDED, _NODE, _PROMPT = "tree", "padded node", "node", "prompt"  # kinds; the last two have no mask
 _EXAMPLES = {  # nodes and slots before them: recorded with the first, compared with the others
     _TREE: ((4, 7), (2, 3), (9, 21), (5, 40), (3, 700)),
     _PADDED: ((1, 7), (1, 1), (1, 40), (1, 700)),
     _NODE: ((1, 7), (1, 1), (1, 40), (1, 700)),
+    _PROMPT: ((4, 0), (2, 0), (9, 0), (40, 0), (160, 0)),
 }
+
+_SHARES = {_TREE: 1.0, _PADDED: 1.0, _NODE: 1.0, _PROMPT: 0.25}  # of the passes: over a prompt, each saves more
+
+Held = tuple[Tensor, Tensor]
+"""Keys and values of a layer."""
 
 _RECORDING = threading.Lock()  # torch records one function at a time
 _made = 0  # modules that were recorded in this process
@@ -50,7 +56,8 @@ class Recorded:
     """What became of one kind of pass.
 
     Attributes:
-        kind: "tree"; "node", over a single one in each row; or "padded node", with a mask.
+        kind: "tree"; "node", over a single one in each row; "padded node", with a mask; or "prompt", which is not
+            padded, and comes first.
         rows: the batch size.
         seconds: that recording and trying it took.
         refused: why such passes run as they are written; "": they do not.
@@ -73,9 +80,9 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
 
     is_croppable = False
 
-    def __init__(self, keys: Tensor, values: Tensor, used: Any, *, one: bool) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, used: Any, kind: str) -> None:
         super().__init__()
-        self.keys, self.values, self._used, self._one = keys, values, used, one
+        self.keys, self.values, self._used, self._kind = keys, values, used, kind
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -85,7 +92,9 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
 
     def get_seq_length(self) -> Any:
         """Return how much is held; for those who only find out that one node needs no mask, any number will do."""
-        return 1 if self._one and _JIT.is_tracing() and _masks_ask() else self._used
+        if self._kind == _PROMPT:
+            return 0
+        return 1 if self._kind == _NODE and _JIT.is_tracing() and _masks_ask() else self._used
 
 
 def _masks_ask() -> bool:
@@ -104,21 +113,25 @@ class _Pass(nn.Module):
     """A pass as a function of tensors alone.
 
     Args:
+        kind: of pass.
         layers: of the cache; those that hold nothing are passed on as they are.
         names: of the masks, where the model takes one for each kind of layers; (): it takes one; None: it takes none.
     """
 
-    def __init__(self, model: nn.Module, family: Family, layers: Sequence[Any], names: Sequence[str] | None) -> None:
+    def __init__(
+        self, kind: str, model: Any, family: Family, layers: Sequence[Any], names: Sequence[str] | None
+    ) -> None:
         super().__init__()
         self.model = model
-        self._family, self._names = family, names
+        self._kind, self._family, self._names = kind, family, names
+        self._last = {"logits_to_keep": 1} if kind == _PROMPT and model._supports_logits_to_keep() else {}
         # Then it is known that one node needs no mask; otherwise one is made even so, of the right size.
-        self.skips = names is None and implementation_of(text_config(model)) == "sdpa"
+        self.skips = kind == _NODE and implementation_of(text_config(model)) == "sdpa"
         self._layers = [None if isinstance(layer, TreeLayer) else layer for layer in layers]
         self.packs: dict[Hashable, Pack] = {}  # of weights, by what `packing` calls them
 
     def forward(self, tokens: Tensor, positions: Tensor, span: Tensor, *tensors: Tensor) -> Tensor:
-        """Return the logits [B, N, V].
+        """Return the logits [B, N, V]; behind a prompt, at least the last ones.
 
         Args:
             tokens, positions: [B, N].
@@ -132,11 +145,12 @@ class _Pass(nn.Module):
         used, layers = end - tokens.size(1), []
         for layer in self._layers:
             if layer is None:
-                layer = _Layer(next(held).narrow(2, 0, end), next(held).narrow(2, 0, end), used, one=self.skips)
+                kind = self._kind if self._kind != _NODE or self.skips else ""
+                layer = _Layer(next(held).narrow(2, 0, end), next(held).narrow(2, 0, end), used, kind)
             layers.append(layer)
         mask: Any = dict(zip(self._names, masks, strict=True)) if self._names else masks[0] if masks else None
         given = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
-        given |= {self._family.cache: Cache(layers=layers), "use_cache": True, "return_dict": True}
+        given |= {self._family.cache: Cache(layers=layers), "use_cache": True, "return_dict": True, **self._last}
         with shared_heads(text_config(self.model)), multiplying(dict(zip(self.packs, copies, strict=True))):
             logits: Tensor = self.model(**given, **dict(self._family.inputs)).logits
         return logits
@@ -170,9 +184,29 @@ class Script:
             tokens, positions: [B, N].
             mask: None, a tensor, or tensors by the names of the kinds of layers.
         """
-        nodes = tokens.shape[1]
-        buffers, span = cache.buffers(nodes), self._span.expand(cache.used + nodes)
+        buffers = cache.buffers(tokens.shape[1])
         masks = () if mask is None else mask.values() if isinstance(mask, Mapping) else (mask,)
+        return self._run(tokens, positions, cache.used, masks, buffers)
+
+    def prefill(self, tokens: Tensor, positions: Tensor, cache: Any, layers: Mapping[int, Held]) -> Tensor | None:
+        """Return the last logits [B, 1, V] of a prompt, and fill the empty `cache`; None: it has failed.
+
+        Args:
+            tokens, positions: [B, N].
+            layers: which of the cache's hold something, and what.
+        """
+        rows, slots = tokens.shape
+        buffers = [one.new_empty((rows, one.shape[1], slots, one.shape[3])) for held in layers.values() for one in held]
+        logits = self._run(tokens, positions, 0, (), buffers)
+        if logits is not None:
+            for layer, keys, values in zip(layers, buffers[::2], buffers[1::2], strict=True):
+                cache.update(keys, values, layer)
+        return logits if logits is None else logits[:, -1:]
+
+    def _run(
+        self, tokens: Tensor, positions: Tensor, used: int, masks: Iterable[Tensor], buffers: Iterable[Tensor]
+    ) -> Tensor | None:
+        span = self._span.expand(used + tokens.shape[1])
         try:
             return _run(self._module, tokens, positions, span, *masks, *(one.packed for one in self._packs), *buffers)
         except RuntimeError as error:  # what is really wrong is so without a recording, too
@@ -195,6 +229,7 @@ class Scripts:
         self._family, self._rows, self._packs = family, rows, packs
         self._made: dict[str, Script] = {}  # by kind
         self._passes = dict.fromkeys(_EXAMPLES, 0)
+        self._layers: dict[int, Held] = {}
         self._lock = threading.Lock()
 
     @property
@@ -218,9 +253,33 @@ class Scripts:
         if mask is None and nodes > 1:
             return None
         kind = _NODE if mask is None else _PADDED if nodes == 1 else _TREE
+        return self._found(kind, model, mask, cache, seconds)
+
+    def prefill(self, tokens: Tensor, cache: Any) -> Tensor | None:
+        """Return the last logits [B, 1, V] of a prompt [B, N] without padding, and fill the empty `cache`.
+
+        None: it is not recorded.
+        """
+        script = self._made.get(_PROMPT)
+        if script is None or script.refused:
+            return None
+        positions = torch.arange(tokens.shape[1]).expand_as(tokens).contiguous()
+        return script.prefill(tokens, positions, cache, self._layers)
+
+    def prefilled(self, model: Any, cache: TreeCache, seconds: float) -> None:
+        """Tell of a prompt that was not recorded, and took so long; record the next one if that is worth it."""
+        self._layers = {
+            i: (layer.keys[:, :, :0].clone(), layer.values[:, :, :0].clone())
+            for i, layer in enumerate(cache.layers)
+            if isinstance(layer, TreeLayer)
+        }
+        self._found(_PROMPT, model, None, cache, seconds)
+
+    def _found(self, kind: str, model: Any, mask: Any, cache: TreeCache, seconds: float) -> Script | None:
         if kind not in self._made:
             self._passes[kind] += 1
-            if self._passes[kind] <= self.worth or (seconds > _SLOW_S and self.worth):
+            slow = seconds > _SLOW_S and self.worth and self._packs is None
+            if slow or self._passes[kind] <= self.worth * _SHARES[kind]:
                 return None
             with self._lock:
                 if kind not in self._made:
@@ -232,9 +291,9 @@ class Scripts:
         begin, reason, module, written = time.perf_counter(), "", None, None
         names = None if mask is None else tuple(mask) if isinstance(mask, Mapping) else ()
         try:
-            if names is None and not all(reach.whole for _, reach in self._family.reaches):
+            if kind in (_NODE, _PROMPT) and not all(reach.whole for _, reach in self._family.reaches):
                 raise _Refused("the model makes masks of windows itself, where a node is alone")
-            written = _Pass(model, self._family, cache.layers, names)
+            written = _Pass(kind, model, self._family, cache.layers, names)
             module = _recorded(kind, written, cache, self._packs)
         except Exception as error:  # a model may do anything; as it is written it runs all the same
             reason = _said(error)
@@ -347,7 +406,8 @@ def _example(module: _Pass, cache: TreeCache, nodes: int, used: int) -> tuple[Te
     batch = held[0].shape[0]
     vocabulary = module.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     tokens = torch.randint(0, vocabulary, (batch, nodes), generator=random)
-    positions = used + torch.arange(nodes).div(2, rounding_mode="floor").expand(batch, -1)
+    steps = 1 if module._kind == _PROMPT else 2
+    positions = used + torch.arange(nodes).div(steps, rounding_mode="floor").expand(batch, -1)
     names = module._names
     masks = []
     for _ in range(0 if names is None else max(len(names), 1)):
