@@ -39,6 +39,9 @@ _HARMLESS = (
 )
 
 
+_BETWEEN = (overrides.__file__, packing.__file__)  # what calls, between the code of a model and a mode of torch
+
+
 @contextmanager
 def conversions() -> Iterator[list[str]]:
     """Yield a list that afterwards says where numbers were turned into Python's.
@@ -73,7 +76,7 @@ class _Watch(TorchFunctionMode):
         warned = any(one.filename == __file__ for one in _warned(self._said[before:]))
         if warned or getattr(func, "__name__", "") in _CONVERSIONS:
             frame: Any = sys._getframe(1)
-            while frame.f_code.co_filename in (overrides.__file__, packing.__file__) or "handle_torch_function" in _line(frame):
+            while frame.f_code.co_filename in _BETWEEN or "handle_torch_function" in _line(frame):
                 frame = frame.f_back
             _blame(frame.f_code.co_filename, frame.f_lineno, self._found)
         return result

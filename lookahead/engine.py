@@ -32,11 +32,11 @@ from lookahead.grammar.processor import GrammarProcessor
 from lookahead.grow import Grower
 from lookahead.memory import Memory, PoolLike, Remember
 from lookahead.pool.pool import Pool
+from lookahead.prefill import prefill
 from lookahead.progress import Contexts, Progress, Records, Stops
 from lookahead.purse import Purse
 from lookahead.request import (
     end_tokens,
-    is_ordinary_prompt,
     last_positions,
     padding_mask,
     prompt_length,
@@ -49,7 +49,7 @@ from lookahead.request import (
     served_arguments,
 )
 from lookahead.sampling import Sampler
-from lookahead.script import Recorded, forget, recorded_of, scripts_of
+from lookahead.script import Recorded, Scripts, forget, recorded_of, scripts_of
 from lookahead.static.choice import static_of
 from lookahead.static.shapes import FIXED, Counts
 from lookahead.static.space import spaces_of
@@ -90,6 +90,9 @@ class Lookahead:
             Python between them; see `lookahead.script`. None: from when a recording is worth its time, some hundred
             passes; True: from the first pass on; False: never. What cannot be recorded runs as it is written, as do
             chains, and models with hooks or quantized weights; `recorded` says why, where it was tried.
+        packed: let recordings multiply by copies of the weights in the order that the CPU multiplies fastest, see
+            `lookahead.packing`, which in float32 adds up in another order. None: as far as they take a quarter of the
+            memory that is free; True: all weights; False: none.
 
     Raises:
         InvalidArgument: `nodes` is neither "auto" nor a whole number in [0, 4096], `drafter` is no `Drafter`, …
@@ -145,6 +148,10 @@ class Lookahead:
             raise InvalidArgument(f"script={script!r}; give True, False, or None for when it is worth it")
         if script and (static or invariant or compile):
             raise InvalidArgument("script=True records passes of any shape; leave static, invariant and compile out")
+        if not (packed is None or isinstance(packed, bool)):
+            raise InvalidArgument(f"packed={packed!r}; give True, False, or None for as far as there is memory")
+        if packed and (script is False or static or invariant or compile):
+            raise InvalidArgument("packed=True is for recorded passes; leave script, static, invariant and compile out")
         self._script, self._packed = script, packed
         self._compiled = torch.compile(model.__call__, dynamic=False) if compile else None
         options: dict[str, Any] = {} if sources is None else {"sources": sources}
@@ -410,18 +417,9 @@ class Lookahead:
         source: Tensor | None,
     ) -> tuple[Tensor, Target | StaticTarget, Contexts, list[Drafter]]:
         """Prefill; return the logits behind the prompt, the model behind its cache, and who drafts from what."""
-        at_once, scripts = bool(self._script), None
-        if self._script is not False and self._counts is None:
-            scripts = scripts_of(self.model, family, progress.rows, at_once=at_once, packed=self._packed is not False)
-        begin, ordinary = time.perf_counter(), scripts is not None and is_ordinary_prompt(input_ids, config, model_kwargs)
-        logits = scripts.prefill(input_ids, model_kwargs[family.cache]) if scripts is not None and ordinary else None
-        prefilled = logits is not None
-        if logits is None:
-            outputs = self.model._prefill(input_ids, config, model_kwargs)
-            logits = outputs.logits[:, -1:].clone()
-            del outputs
-        seconds = time.perf_counter() - begin
-        cache, cross = apart(model_kwargs[family.cache])
+        scripts = self._scripts(family, progress.rows)
+        prompt = prefill(self.model, input_ids, config, model_kwargs, scripts)
+        logits, (cache, cross) = prompt.logits, apart(model_kwargs[family.cache])
         require_ordinary(cache)
         shown = model_kwargs.get("attention_mask" if cross is None else "decoder_attention_mask")
         cached = length_of(cache, input_ids.shape[1] if shown is None else shown.shape[1])
@@ -443,11 +441,16 @@ class Lookahead:
         encoder = {} if cross is None else {n: model_kwargs.get(n) for n in ("encoder_outputs", "attention_mask")}
         told: Any = {"encoder": encoder, "cross": cross, "scripts": scripts}
         target = Target(self.model, family, cache, mask, positions, room, **told)
-        if scripts is not None and ordinary and not prefilled:
-            scripts.prefilled(self.model, target.cache, seconds)
+        prompt.tell(scripts, self.model, target.cache)
         return logits, target, contexts, drafters
 
-    def _purse(self, rows: int, sampler: Sampler, recorded: tuple[bool, bool]) -> Purse:
+    def _scripts(self, family: Family, rows: int) -> Scripts | None:
+        """Return the recordings of the model as it is now, where passes may run as such."""
+        if self._script is False or self._counts is not None:
+            return None
+        return scripts_of(self.model, family, rows, at_once=bool(self._script), packed=self._packed)
+
+    def _purse(self, rows: int, sampler: Sampler, recorded: tuple[str, str]) -> Purse:
         """Return what a batch may spend; what a pass costs depends on how tokens are picked, too."""
         where = {"device": self.model.device.type, "model": self._key}
         kind = *sampler.kind, self._compiled is not None, *recorded
@@ -526,6 +529,7 @@ def generate(
     invariant: bool = False,
     compile: bool = False,
     script: bool | None = None,
+    packed: bool | None = None,
     **arguments: Any,
 ) -> Any:
     """Return exactly what `model.generate(inputs, **arguments)` returns, sooner.
@@ -542,12 +546,12 @@ def generate(
             output is what `model.generate()` gives with `grammar.processor(tokenizer, eos_token_id=…)` as the last
             of your logits processors, its end tokens those of the call, and drafts follow it. Needs `tokenizer=`. With
             `custom_generate=la` pass that processor instead.
-        drafter, sources, nodes, budget, pool, remember, static, invariant, compile, script: see `Lookahead`; a pool
-            given as a directory is closed at the end.
+        drafter, sources, nodes, budget, pool, remember, static, invariant, compile, script, packed: see `Lookahead`; a
+            pool given as a directory is closed at the end.
 
     >>> lookahead.generate(model, **tokenizer("def add(", return_tensors="pt"), max_new_tokens=64)
     """
     options: dict[str, Any] = {"drafter": drafter, "sources": sources, "nodes": nodes, "budget": budget}
-    options |= {"static": static, "invariant": invariant, "compile": compile, "script": script}
+    options |= {"static": static, "invariant": invariant, "compile": compile, "script": script, "packed": packed}
     with Lookahead(model, arguments.get("tokenizer"), pool=pool, remember=remember, **options) as lookahead:
         return lookahead.generate(inputs, generation_config, **arguments)

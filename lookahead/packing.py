@@ -57,11 +57,6 @@ class Pack:
         self.packed: Tensor
         self.refresh()
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the weight."""
-        return self.weight.numel() * self.weight.element_size()
-
     def refresh(self) -> None:
         """Copy the weight again if it holds other values by now."""
         seen = _fingerprint(self.weight)
@@ -91,10 +86,13 @@ class Packs:
 
     Args:
         most: bytes that they may take together; None: a share of what is free now.
+
+    Attributes:
+        nbytes: that they take.
     """
 
     def __init__(self, most: int | None = None) -> None:
-        self._most = _room() if most is None else most
+        self.most = _room() if most is None else most
         self._of: dict[Hashable, tuple[Tensor, Pack | None]] = {}
         self._lock = threading.Lock()
         self.nbytes = 0
@@ -108,21 +106,11 @@ class Packs:
         key = id(weight), turned  # of which the entry keeps it alive
         with self._lock:
             if key not in self._of:
-                self._of[key] = weight, self._made(weight, turned=turned)
+                if self.nbytes + weight.nbytes > self.most:
+                    return None
+                self._of[key] = weight, _made(weight, turned=turned)
+                self.nbytes += 0 if self._of[key][1] is None else weight.nbytes
             return self._of[key][1]
-
-    def _made(self, weight: Tensor, *, turned: bool) -> Pack | None:
-        size = weight.numel() * weight.element_size()
-        if not _can_be_packed(weight) or self.nbytes + size > self._most:
-            return None
-        try:
-            pack = Pack(weight, turned=turned)
-            if not pack.right():
-                return None
-        except RuntimeError:  # this CPU has no such kernel
-            return None
-        self.nbytes += size
-        return pack
 
     def refresh(self) -> None:
         """Copy again what holds other values by now."""
@@ -139,6 +127,16 @@ def _product() -> Any:
     return unit.product
 
 
+def _made(weight: Tensor, *, turned: bool) -> Pack | None:
+    if not _can_be_packed(weight):
+        return None
+    try:
+        pack = Pack(weight, turned=turned)
+        return pack if pack.right() else None
+    except RuntimeError:  # this CPU has no such kernel
+        return None
+
+
 def multiplied(given: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
     """Return [..., O], the products of [..., I] by a copy, plus `bias` [O]."""
     products: Tensor = _product()(given, packed, bias)
@@ -148,7 +146,7 @@ def multiplied(given: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
 def available() -> bool:
     """Whether torch multiplies by copies here, and as exactly as it does without."""
     return (
-        torch.backends.mkldnn.is_available()
+        torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and torch._C._get_mkldnn_enabled()
         and torch.get_float32_matmul_precision() == "highest"
         and hasattr(_OPS.mkldnn, "_linear_pointwise")
@@ -235,7 +233,10 @@ def _said_free(path: str = "/proc/meminfo") -> int | None:
 
 def _left_in_group(folder: str = "/sys/fs/cgroup") -> int | None:
     """Return the bytes that are left of the limit of a container."""
-    for limit, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
         try:
             most, now = (Path(os.path.join(folder, name)).read_text(encoding="ascii").strip() for name in (limit, used))
         except OSError:
@@ -247,7 +248,7 @@ def _left_in_group(folder: str = "/sys/fs/cgroup") -> int | None:
 
 def _fingerprint(weight: Tensor) -> int:
     """Return a number that is another for other values: 64 bits of all bits, and of where they are."""
-    data = weight.detach().view(torch.uint8).numpy().reshape(-1)
+    data = weight.detach().reshape(-1).view(torch.uint8).numpy()
     words = data[: len(data) // 8 * 8].view(np.uint64)
     return int(_mixed(words)) ^ int.from_bytes(data[len(words) * 8 :].tobytes(), "little")
 

@@ -10,12 +10,11 @@ import torch
 import transformers
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
 from transformers.generation import StoppingCriteriaList, StopStringCriteria
 from transformers.generation.configuration_utils import GenerationMode
 
 from lookahead.budget import Budget
-from lookahead.cache import NAME, length_of
+from lookahead.cache import length_of
 from lookahead.drafter import Drafter
 from lookahead.errors import InvalidArgument, UnsupportedArgument, UnsupportedModel
 from lookahead.grow import Grower
@@ -253,21 +252,6 @@ def ids_mask(mask: Tensor | None, input_ids: Tensor) -> NDArray[np.bool_] | None
         return None
     covered: NDArray[np.bool_] = mask[:, -length:].cpu().numpy()
     return covered
-
-
-def is_ordinary_prompt(input_ids: Tensor, config: Any, model_kwargs: dict[str, Any]) -> bool:
-    """Whether a prompt is ids of tokens and nothing else, without padding, at places 0, 1, …, behind an empty cache."""
-    given = {name: value for name, value in model_kwargs.items() if value is not None}
-    mask, positions, cache = given.get("attention_mask"), given.get("position_ids"), given.get(NAME)
-    return (
-        given.keys() <= {NAME, "attention_mask", "position_ids", "use_cache", "logits_to_keep"}
-        and input_ids.shape[1] > 1
-        and config.prefill_chunk_size is None
-        and type(cache) is DynamicCache
-        and not cache.get_seq_length()
-        and (mask is None or (mask.shape == input_ids.shape and bool((mask != 0).all())))
-        and (positions is None or bool((positions == torch.arange(input_ids.shape[1])).all()))
-    )
 
 
 def read_before(

@@ -82,19 +82,20 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
 
     def __init__(self, keys: Tensor, values: Tensor, used: Any, kind: str) -> None:
         super().__init__()
-        self.keys, self.values, self._used, self._kind = keys, values, used, kind
+        self.keys, self.values, self._kind = keys, values, kind
+        self._used, self._held = used, 0 if kind == _PROMPT else used
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         for buffer, states in ((self.keys, key_states), (self.values, value_states)):
             buffer.narrow(2, self._used, states.size(2)).copy_(states)
+        if self._kind == _PROMPT:  # as in the ordinary cache that it is to fill
+            self._held = key_states.size(2)
         return self.keys, self.values
 
     def get_seq_length(self) -> Any:
         """Return how much is held; for those who only find out that one node needs no mask, any number will do."""
-        if self._kind == _PROMPT:
-            return 0
-        return 1 if self._kind == _NODE and _JIT.is_tracing() and _masks_ask() else self._used
+        return 1 if self._kind == _NODE and _JIT.is_tracing() and _masks_ask() else self._held
 
 
 def _masks_ask() -> bool:
@@ -175,7 +176,7 @@ class Script:
     @property
     def copied(self) -> int:
         """Bytes of the weights that it multiplies by copies of."""
-        return sum(one.nbytes for one in self._packs)
+        return sum(one.weight.nbytes for one in self._packs)
 
     def run(self, tokens: Tensor, positions: Tensor, mask: Any, cache: TreeCache) -> Tensor | None:
         """Return the logits [B, N, V] of a pass, whose rows go behind what `cache` holds; None: it has failed.
@@ -239,10 +240,11 @@ class Scripts:
         return [Recorded(kind, self._rows, one.seconds, one.refused, one.copied) for kind, one in made]
 
     @property
-    def ready(self) -> tuple[bool, bool]:
-        """Whether trees are recorded, and single nodes."""
+    def ready(self) -> tuple[str, str]:
+        """How passes over trees, and over single nodes, run: "" as written, "recorded", or "packed", with copies."""
         found = [self._made.get(kind) for kind in (_TREE, _NODE)]
-        return tuple(one is not None and not one.refused for one in found)  # type: ignore[return-value]
+        trees, nodes = ("" if one is None or one.refused else "packed" if one.copied else "recorded" for one in found)
+        return trees, nodes
 
     def find(self, model: Any, mask: Any, nodes: int, cache: TreeCache, seconds: float) -> Script | None:
         """Return the recording of passes of this kind, which is made where it is worth it; None: there is none.
@@ -337,13 +339,13 @@ def _recorded(kind: str, module: _Pass, cache: TreeCache, packs: Packs | None) -
 
 
 def _tried(kind: str, module: _Pass, cache: TreeCache, packs: Packs | None) -> Any:
-    module.packs = {} if packs is None else _packs_of(kind, module, cache, packs)
+    module.packs, skips = {} if packs is None else _packs_of(kind, module, cache, packs), module.skips
     try:
         return _skipping(kind, module, cache)
     except Exception:
         if not module.packs:
             raise
-        module.packs = {}  # with the weights themselves it may be recorded
+        module.packs, module.skips = {}, skips  # with the weights themselves it may be recorded
         return _skipping(kind, module, cache)
 
 
@@ -404,7 +406,7 @@ def _example(module: _Pass, cache: TreeCache, nodes: int, used: int) -> tuple[Te
     random = torch.Generator().manual_seed(nodes)
     held, end, dtype = cache.buffers(0), used + nodes, cache.attention[0].dtype
     batch = held[0].shape[0]
-    vocabulary = module.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    vocabulary = module.model.get_input_embeddings().weight.shape[0]
     tokens = torch.randint(0, vocabulary, (batch, nodes), generator=random)
     steps = 1 if module._kind == _PROMPT else 2
     positions = used + torch.arange(nodes).div(steps, rounding_mode="floor").expand(batch, -1)
@@ -427,13 +429,15 @@ class _Kept:
         self.scripts: dict[tuple[Hashable, ...], Scripts] = {}
         self.packs: tuple[Hashable, Packs] | None = None  # and the weights that they are copies of
 
-    def packs_of(self, weights: Hashable) -> Packs:
-        """Return the copies of the model's weights, as those are now."""
+    def packs_of(self, weights: Hashable, *, room: bool) -> Packs:
+        """Return the copies of the model's weights, as those are now, all or as many as there is `room` for."""
         if self.packs is None or self.packs[0] != weights:
             self.packs = weights, Packs()
-        else:
-            self.packs[1].refresh()
-        return self.packs[1]
+        packs = self.packs[1]
+        packs.refresh()
+        if not room:
+            packs.most = sys.maxsize
+        return packs
 
 
 _OF: WeakKeyDictionary[Any, _Kept] = WeakKeyDictionary()
@@ -441,14 +445,14 @@ _MAKING = threading.Lock()
 
 
 def scripts_of(
-    model: Any, family: Family, rows: int, *, at_once: bool = False, packed: bool = True
+    model: Any, family: Family, rows: int, *, at_once: bool = False, packed: bool | None = None
 ) -> Scripts | None:
     """Return the recordings of a model as it is now, to be made when they are worth it; None: there can be none.
 
     Args:
         rows: the batch size.
         at_once: they are to be made with the first pass of each kind.
-        packed: they are to multiply by copies of weights, where that is faster.
+        packed: they are to multiply by copies of weights: True, all; None, as far as there is memory; False, none.
     """
     if family.encoder or not family.positions or model.training:
         return None
@@ -457,13 +461,13 @@ def scripts_of(
         return None
     if reason_against(model, family, state):
         return None
-    packed = packed and available()
+    packed = packed if available() else False
     key = state.weights, state.key, family, rows, packed
     with _MAKING:
         kept = _OF.setdefault(model, _Kept())
         for other in [one for one in kept.scripts if one[0] != state.weights]:
             del kept.scripts[other]  # it keeps weights that the model no longer has
-        packs = kept.packs_of(state.weights) if packed else None
+        packs = None if packed is False else kept.packs_of(state.weights, room=not packed)
         found = kept.scripts.pop(key, None) or Scripts(family, rows, packs)
         if len(kept.scripts) >= _KEPT:
             del kept.scripts[next(iter(kept.scripts))]

@@ -113,9 +113,9 @@ class Target:
         return self._watch.seconds
 
     @property
-    def recorded(self) -> tuple[bool, bool]:
-        """Whether passes over trees run as recorded by now, and those over single nodes."""
-        return (False, False) if self._scripts is None else self._scripts.ready
+    def recorded(self) -> tuple[str, str]:
+        """How passes over trees run by now, and those over single nodes: "" as written, or as `Scripts.ready` says."""
+        return ("", "") if self._scripts is None else self._scripts.ready
 
     @property
     def linear(self) -> bool:

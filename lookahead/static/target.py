@@ -50,7 +50,7 @@ class StaticTarget:
     """
 
     linear = False
-    recorded = False, False
+    recorded = "", ""
     recording_s = 0.0
 
     def __init__(

@@ -1,0 +1,365 @@
+"""Copies of weights to multiply by: the same products, of the same values, in no more memory than there is."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from models import FAMILIES, tiny
+from torch import Tensor, nn
+from zoo import zoo
+
+from lookahead import InvalidArgument, Lookahead, packing
+from lookahead import script as scripts
+from lookahead.packing import Pack, Packs, available, multiplied, multiplying, noting
+from lookahead.script import recorded_of
+from lookahead.testing import Oracle
+
+if not available():
+    pytest.skip("torch has no such kernels here", allow_module_level=True)
+
+KEPT = {"llama", "qwen2", "qwen3", "phi3", "gpt2", "gpt_neox", "opt", "mistral", "gemma2", "granite", "cohere"}
+IDS = {"attention_mask": torch.ones((1, 9), dtype=torch.long), "do_sample": False}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights of tiny models are worth a copy."""
+    monkeypatch.setattr(packing, "_SMALLEST", 0)
+
+
+def ids_of(rows: int = 1, seed: int = 0, length: int = 9) -> dict[str, Any]:
+    ids = torch.randint(3, 48, (rows, length), generator=torch.Generator().manual_seed(seed))
+    return {"inputs": ids, "attention_mask": torch.ones_like(ids), "do_sample": False}
+
+
+def fresh(name: str = "llama", dtype: str = "float32") -> Any:
+    return copy.deepcopy(tiny(name, dtype=dtype) if name in FAMILIES else zoo(name, dtype=dtype))
+
+
+def copied(model: Any) -> dict[str, int]:
+    """Return how many bytes of weights each kind of recorded pass multiplies by copies of."""
+    return {one.kind: one.copied for one in recorded_of(model) if not one.refused}
+
+
+# Products
+
+SIZES = st.integers(1, 70)
+
+
+@given(rows=SIZES, outs=SIZES, ins=SIZES, turned=st.booleans(), seed=st.integers(0, 9))
+def test_products_are_those_of_the_weight(rows: int, outs: int, ins: int, turned: bool, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    weight, x = torch.randn((outs, ins), generator=random), torch.randn((rows, ins), generator=random)
+    pack = Pack(weight.t().contiguous() if turned else weight, turned=turned)
+    exact, found = x.double() @ weight.double().t(), multiplied(x, pack.packed, None)
+    assert float((exact - found).abs().max()) <= 1e-6 * (1 + float(exact.abs().max())) * ins**0.5
+    assert pack.right()
+
+
+@given(rows=SIZES, seed=st.integers(0, 9))
+def test_products_in_bfloat16_have_the_same_bits(rows: int, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    weight, x, bias = (torch.randn(shape, generator=random).bfloat16() for shape in ((48, 64), (rows, 64), (48,)))
+    pack = Packs(10**9).find(weight, turned=False)
+    if pack is not None:  # otherwise the kernels of this CPU round in another way, and it does without
+        assert torch.equal(multiplied(x, pack.packed, bias), nn.functional.linear(x, weight, bias))
+
+
+def test_copies_that_multiply_otherwise_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as where a setting of torch rounds what is multiplied to 16 bits."""
+    right = multiplied
+    monkeypatch.setattr(packing, "multiplied", lambda x, w, b: right(x.bfloat16().float(), w, b))
+    assert Packs(10**9).find(torch.randn(64, 64), turned=False) is None
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.randn(8),
+        torch.randn(4, 4, 4),
+        torch.randn(8, 8).double(),
+        torch.randn(8, 16).t(),
+        torch.randint(0, 9, (8, 8)),
+    ],
+)
+def test_what_has_no_copy(weight: Tensor) -> None:
+    assert Packs(10**9).find(weight, turned=False) is None
+
+
+def test_a_cpu_without_the_kernel_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("unsupported")
+
+    monkeypatch.setattr(packing, "multiplied", fails)
+    model = fresh()
+    la = Lookahead(model, nodes=6, script=True)
+    assert torch.equal(la.generate(**ids_of(), max_new_tokens=12), model.generate(**ids_of(), max_new_tokens=12))
+    assert set(copied(model).values()) == {0}
+
+
+def test_only_products_by_weights_of_the_model_count() -> None:
+    class Some(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.weight = nn.Linear(8, 8), nn.Parameter(torch.randn(8, 4))
+
+        def forward(self, x: Tensor) -> Any:
+            other = torch.randn(8, 8)
+            x = nn.functional.linear(self.inner(x), self.inner.weight[:8], bias=other[0])
+            return torch.addmm(other[0, :4], nn.functional.linear(x, other), self.weight)
+
+    model = Some()
+    with torch.no_grad(), noting(model) as found:
+        model(torch.randn(3, 8))
+    weights = {(id(model.inner.weight), False), (id(model.weight), True)}
+    assert set(found) == weights
+
+
+def test_other_forms_of_the_same_calls_are_left_alone() -> None:
+    x, weight, bias = torch.randn(3, 8), torch.randn(8, 8), torch.randn(8)
+    packed = {(id(weight), turned): Pack(weight, turned=turned).packed for turned in (False, True)}
+    with multiplying(packed):
+        found = torch.addmm(bias, x, weight, beta=0.5), torch.addmm(torch.zeros(3, 8), x, weight), x @ weight
+        named = nn.functional.linear(input=x, weight=weight, bias=bias)
+    assert torch.equal(found[0], torch.addmm(bias, x, weight, beta=0.5))
+    assert torch.equal(found[1], torch.addmm(torch.zeros(3, 8), x, weight))
+    assert torch.equal(found[2], x @ weight)
+    torch.testing.assert_close(named, nn.functional.linear(x, weight, bias))
+
+
+# Passes
+
+
+@pytest.mark.parametrize("name", sorted(KEPT))
+def test_texts_are_plains(name: str) -> None:
+    model = fresh(name)
+    for rows, seed, sampling in ((1, 1, False), (3, 2, False), (2, 3, True)):
+        given_ids = ids_of(rows, seed) | {"max_new_tokens": 40, "do_sample": sampling}
+        given_ids |= {"return_dict_in_generate": True, "output_logits": True}
+        torch.manual_seed(seed)
+        plain = model.generate(**given_ids)
+        drafter = Oracle(plain.sequences[:, 9:].tolist(), 48, error=0.3, seed=seed)
+        for nodes in (0, 12):
+            torch.manual_seed(seed)
+            la = Lookahead(model, drafter=drafter, nodes=nodes, script=True)
+            ours = [la.generate(**given_ids)]
+            torch.manual_seed(seed)
+            ours.append(la.generate(**given_ids))  # whose prompt is recorded, too
+            for one in ours:
+                assert torch.equal(one.sequences, plain.sequences)
+                torch.testing.assert_close(one.logits, plain.logits, atol=1e-4, rtol=0)
+    found = copied(model)
+    assert found.keys() >= ({"tree", "padded node"} if name in ("gemma2", "mistral") else {"prompt", "tree", "node"})
+    assert all(found.values()), found
+
+
+def test_bits_are_those_of_written_passes_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are on CPUs that have instructions for it; elsewhere there may be no copies."""
+    model, given_ids = fresh("qwen3", "bfloat16"), ids_of(2) | {"max_new_tokens": 30}
+    given_ids |= {"return_dict_in_generate": True, "output_logits": True}
+    answers = model.generate(**given_ids).sequences[:, 9:].tolist()
+    for nodes in (0, 10):
+        drafter = Oracle(answers, 48, error=0.3, seed=nodes)
+        written = Lookahead(model, drafter=drafter, nodes=nodes, script=False).generate(**given_ids)
+        la = Lookahead(model, drafter=drafter, nodes=nodes, script=True)
+        for _ in range(2):
+            packed = la.generate(**given_ids)
+            assert torch.equal(packed.sequences, written.sequences)
+            assert all(map(torch.equal, packed.logits, written.logits))
+
+
+def test_float64_has_no_copies() -> None:
+    model = fresh("llama", "float64")
+    Lookahead(model, nodes=6, script=True).generate(**ids_of(), max_new_tokens=12)
+    assert set(copied(model).values()) == {0}
+
+
+def test_copies_can_be_left_out() -> None:
+    model = fresh()
+    Lookahead(model, nodes=6, script=True, packed=False).generate(**ids_of(), max_new_tokens=12)
+    assert set(copied(model).values()) == {0}
+    Lookahead(model, nodes=6, script=True).generate(**ids_of(), max_new_tokens=12)
+    assert any(copied(model).values())
+    gone = weakref.ref(scripts._OF[model].packs[1])  # type: ignore[index]
+    Lookahead(model).release()
+    gc.collect()
+    assert gone() is None
+
+
+def test_what_cannot_be_recorded_by_copies_is_recorded_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, trace = fresh(), torch.jit.trace
+
+    def fails(module: Any, *given_ids: Any, **named: Any) -> Any:
+        if module.packs:
+            raise RuntimeError("unsupported")
+        return trace(module, *given_ids, **named)
+
+    monkeypatch.setattr(torch.jit, "trace", fails)
+    Lookahead(model, nodes=6, script=True).generate(**ids_of(), max_new_tokens=12)
+    assert set(copied(model).values()) == {0}
+    assert not any(one.refused for one in recorded_of(model)), recorded_of(model)
+
+
+def test_bad_settings() -> None:
+    with pytest.raises(InvalidArgument, match="packed='yes'"):
+        Lookahead(fresh(), packed="yes")  # type: ignore[arg-type]
+    for options in ({"script": False}, {"invariant": True}, {"static": True}):
+        with pytest.raises(InvalidArgument, match="packed=True"):
+            Lookahead(fresh(), packed=True, **options)  # type: ignore[arg-type]
+
+
+def test_settings_of_torch_under_which_there_are_no_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        assert not available()
+    finally:
+        torch._C._set_mkldnn_enabled(True)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    assert not available()
+    model = fresh()
+    Lookahead(model, nodes=6, script=True).generate(**ids_of(), max_new_tokens=12)
+    assert set(copied(model).values()) == {0}
+
+
+# Weights that change
+
+
+def _one(model: Any) -> None:
+    model.lm_head.weight.data[7, 3] += 3.0
+
+
+def _rows(model: Any) -> None:
+    model.lm_head.weight.data[[5, 9]] = model.lm_head.weight.data[[9, 5]]
+
+
+def _all(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.mlp.up_proj.weight.data.mul_(-1.0)
+
+
+def _by_numpy(model: Any) -> None:
+    model.lm_head.weight.detach().numpy()[:] *= -1
+
+
+def _under_no_grad(model: Any) -> None:
+    with torch.no_grad():
+        model.model.layers[0].self_attn.v_proj.weight.copy_(-model.model.layers[0].self_attn.v_proj.weight)
+
+
+@pytest.mark.parametrize("change", [_one, _rows, _all, _by_numpy, _under_no_grad])
+@pytest.mark.parametrize("nodes", [0, 6])
+def test_values_that_were_changed_in_place_count(change: Any, nodes: int) -> None:
+    model, given_ids = fresh(), ids_of() | {"max_new_tokens": 20, "return_dict_in_generate": True}
+    given_ids |= {"output_logits": True}
+    la = Lookahead(model, nodes=nodes, script=True)
+    before = [la.generate(**given_ids) for _ in range(2)][1]
+    recorded = recorded_of(model)
+    change(model)
+    plain, ours = model.generate(**given_ids), la.generate(**given_ids)
+    assert torch.equal(ours.sequences, plain.sequences)
+    torch.testing.assert_close(ours.logits, plain.logits, atol=1e-4, rtol=0)
+    assert not all(torch.allclose(a, b, atol=1e-2) for a, b in zip(before.logits, plain.logits, strict=False))
+    assert recorded_of(model)[: len(recorded)] == recorded, "recordings go on with other copies"
+
+
+def test_weights_are_freed_with_the_model() -> None:
+    model = fresh()
+    Lookahead(model, nodes=6, script=True).generate(**ids_of(), max_new_tokens=12)
+    weight, packs = weakref.ref(model.lm_head.weight), weakref.ref(scripts._OF[model].packs[1])  # type: ignore[index]
+    del model
+    gc.collect()
+    assert weight() is None
+    assert packs() is None
+
+
+def test_copies_of_weights_that_were_replaced_are_freed() -> None:
+    model = fresh()
+    la = Lookahead(model, nodes=0, script=True)
+    la.generate(**ids_of(), max_new_tokens=4)
+    packs = weakref.ref(scripts._OF[model].packs[1])  # type: ignore[index]
+    model.lm_head.weight = nn.Parameter(-model.lm_head.weight.detach())
+    expected = model.generate(**ids_of(), max_new_tokens=12)
+    assert torch.equal(la.generate(**ids_of(), max_new_tokens=12), expected)
+    gc.collect()
+    assert packs() is None
+
+
+WORDS = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=40)
+
+
+@given(words=WORDS, place=st.integers(0, 39), bit=st.integers(0, 63), spare=st.binary(max_size=7))
+def test_fingerprint_equals_its_naive_twin_and_changes_with_every_bit(
+    words: list[int], place: int, bit: int, spare: bytes
+) -> None:
+    def naive(words: list[int]) -> int:
+        odd, total, whole = 0x9E3779B97F4A7C15, 0, 2**64
+        for i, word in enumerate(words):
+            mixed = (word + i * odd) % whole
+            mixed = (mixed ^ (mixed >> 32)) * odd % whole
+            total += mixed ^ (mixed >> 29)
+        return total % whole
+
+    def found(words: list[int]) -> int:
+        data = np.array(words, np.uint64).tobytes() + spare
+        return packing._fingerprint(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+
+    assert found(words) == naive(words) ^ int.from_bytes(spare, "little")
+    flipped = [*words]
+    flipped[place % len(words)] ^= 1 << bit
+    assert found(flipped) != found(words)
+
+
+@given(words=WORDS, a=st.integers(0, 39), b=st.integers(0, 39))
+def test_fingerprint_changes_where_two_values_are_exchanged(words: list[int], a: int, b: int) -> None:
+    other = [*words]
+    a, b = a % len(words), b % len(words)
+    other[a], other[b] = other[b], other[a]
+    one, two = (torch.from_numpy(np.array(each, np.uint64).view(np.int64)) for each in (words, other))
+    assert (packing._fingerprint(one) == packing._fingerprint(two)) == (words == other)
+
+
+# Memory
+
+
+def test_there_are_as_many_copies_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fresh()
+    whole = sum(one.nbytes for one in model.parameters() if one.dim() == 2)
+    monkeypatch.setattr(packing, "_room", lambda: whole // 2)
+    la = Lookahead(model, nodes=6, script=True)
+    expected = model.generate(**ids_of(), max_new_tokens=12)
+    assert torch.equal(la.generate(**ids_of(), max_new_tokens=12), expected)
+    found = copied(model)
+    assert all(0 < count <= whole // 2 for count in found.values()), found
+    la = Lookahead(model, nodes=6, script=True, packed=True)
+    assert torch.equal(la.generate(**ids_of(), max_new_tokens=12), expected)
+    assert max(copied(model).values()) > whole // 2
+
+
+def test_what_the_machine_says_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = tmp_path / "meminfo"
+    said.write_text("MemTotal: 9000 kB\nMemAvailable:    4000 kB\n")
+    assert packing._said_free(str(said)) == 4000 * 1024
+    said.write_text("MemTotal: 9000 kB\n")
+    assert packing._said_free(str(said)) is None
+    assert packing._said_free(str(tmp_path / "none")) is None
+    assert packing._left_in_group(str(tmp_path)) is None
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("100\n")
+    assert packing._left_in_group(str(tmp_path)) is None
+    (tmp_path / "memory.max").write_text("4196\n")
+    assert packing._left_in_group(str(tmp_path)) == 4096
+    monkeypatch.setattr(packing, "_said_free", lambda: 8000)
+    monkeypatch.setattr(packing, "_left_in_group", lambda: 4000)
+    assert packing._room() == 1000
+    monkeypatch.setattr(packing, "_said_free", lambda: None)
+    monkeypatch.setattr(packing, "_left_in_group", lambda: None)
+    assert packing._room() == packing._SURELY
