@@ -436,6 +436,7 @@ BATTERY = (
     Case(way="invariant", family="qwen3", seed=25, rows=3, mask="left", new=32, eos=(4,), output="ids"),
     Case(way="recorded", seed=26, new=32, drafter="adversary", limits=(("block", 1),), poison=True),
     replace(_BATCH, way="recorded", family="gemma3_text", seed=27, new=28, error=0.0),
+    Case(way="recorded", seed=28, calls=2, drafter="prompt+recycle"),
 )
 """A few cases that between them reach every part; each planted bug has to make one of them fail."""
 

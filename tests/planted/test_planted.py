@@ -623,6 +623,20 @@ def recorded_pass_writes_to_buffers_that_were_left() -> Any:
 
 
 @bug
+def recorded_prompt_leaves_places_behind() -> Any:
+    """The cache of a recorded prompt begins with its second token."""
+
+    @instead(Script, "prefill")
+    def planted(prefill: Any, self: Any, tokens: Any, positions: Any, cache: Any, layers: Any) -> Any:
+        logits = prefill(self, tokens, positions, cache, layers)
+        for layer in cache.layers:
+            layer.keys[:, :, 0], layer.values[:, :, 0] = layer.keys[:, :, 1], layer.values[:, :, 1]
+        return logits
+
+    return planted
+
+
+@bug
 def recorded_pass_confuses_masks() -> Any:
     """Kinds of layers take each other's masks."""
 
