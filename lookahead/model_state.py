@@ -108,7 +108,7 @@ def _weights(module: nn.Module) -> Iterator[Tensor]:
 
 
 def _place(weight: Tensor) -> Hashable:
-    return weight.data_ptr(), weight.dtype, tuple(weight.shape), weight.stride()
+    return weight.data_ptr(), weight.dtype, weight.shape, weight.stride()
 
 
 def _code(module: nn.Module) -> Hashable:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -53,13 +54,13 @@ class Pack:
 
     def __init__(self, weight: Tensor, *, turned: bool) -> None:
         self.weight, self.turned = weight, turned
-        self._seen = -1
+        self._data, self._seen = _bytes_of(weight), -1
         self.packed: Tensor
         self.refresh()
 
     def refresh(self) -> None:
         """Copy the weight again if it holds other values by now."""
-        seen = _fingerprint(self.weight)
+        seen = _fingerprint(self._data)
         if seen == self._seen:
             return
         weight = self.weight.detach()
@@ -246,11 +247,17 @@ def _left_in_group(folder: str = "/sys/fs/cgroup") -> int | None:
     return None
 
 
-def _fingerprint(weight: Tensor) -> int:
+def _bytes_of(weight: Tensor) -> NDArray[np.uint8]:
+    """Return the memory of a weight without gaps."""
+    data: NDArray[np.uint8] = weight.detach().reshape(-1).view(torch.uint8).numpy()
+    return data
+
+
+def _fingerprint(data: NDArray[np.uint8]) -> int:
     """Return a number that is another for other values: 64 bits of all bits, and of where they are."""
-    data = weight.detach().reshape(-1).view(torch.uint8).numpy()
-    words = data[: len(data) // 8 * 8].view(np.uint64)
-    return int(_mixed(words)) ^ int.from_bytes(data[len(words) * 8 :].tobytes(), "little")
+    whole = len(data) // 8 * 8
+    mixed = int(_mixed(data[:whole].view(np.uint64)))
+    return mixed if whole == len(data) else mixed ^ int.from_bytes(data[whole:].tobytes(), "little")
 
 
 @background_kernel
