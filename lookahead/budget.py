@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from lookahead.cost import CostCurve, assumed_slope
+from lookahead.cost import CostCurve, Costs, assumed_slope
 from lookahead.curves import Curves
 from lookahead.errors import InvalidArgument
 from lookahead.purse import ASKING, Purse
@@ -93,6 +93,7 @@ class Budget:
         model: str = "",
         guided: bool = False,
         counts: Counts | None = None,
+        measured: Costs | None = None,
     ) -> Purse:
         """Return what the batch of one call may spend.
 
@@ -103,22 +104,31 @@ class Budget:
             model: names it, among the stored curves too.
             guided: whether a grammar says what may be drafted.
             counts: how many rows passes run for their nodes; None: one for each.
+            measured: seconds of passes by their nodes, where somebody has measured them.
         """
         key = rows, ((kind, counts), device, model)
         if key not in self._curves:
-            self._curves[key] = self._new_curve(rows, device, model, counts)
+            self._curves[key] = self._new_curve(rows, device, model, counts, measured)
             self._rates[key], self._trusts[key] = UsualRate(), UsualTrust()
             self._switches[key], self._growths[key] = Switch(explore=ASKING * self.explore), Slope()
         trust, rate = self._trusts[key].begin(), self._rates[key].begin()
         curve, growing, usual = self._curves[key], self._growths[key], self._switches[key]
         return Purse(self, rows, curve, growing, trust, rate, usual, guided=guided, counts=counts)
 
-    def _new_curve(self, rows: int, device: str, model: str, counts: Counts | None) -> CostCurve:
-        """Return a curve that starts from the stored one, or else from that of the nearest batch size, if any."""
+    def _new_curve(
+        self,
+        rows: int,
+        device: str,
+        model: str,
+        counts: Counts | None,
+        measured: Costs | None,
+    ) -> CostCurve:
+        """Return a curve that starts from one that was stored or measured, or else from the nearest batch size's."""
         slope = assumed_slope(device)
         stored = None if self._stored is None else self._stored.find(model, rows)
         if counts is not None and (counts.fixed or device == "cpu"):  # those are not the passes that were measured
             stored = None
+        stored = stored or measured
         if stored is not None:
             return CostCurve(slope=slope, known=stored, measured=True)
         known = [

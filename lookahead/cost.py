@@ -38,6 +38,8 @@ _ANCHOR = 64  # passes after which a pass over one node is old: all others are j
 
 Seconds = NDArray[np.float64]
 
+Costs = Callable[[Seconds], Seconds]
+"""Seconds of passes over so many nodes, [N]."""
 
 _SLOPES, _SLOPE_ELSEWHERE = {"cpu": 0.02}, 0.002
 
@@ -61,9 +63,7 @@ class CostCurve:
         passes: that were taken in.
     """
 
-    def __init__(
-        self, *, slope: float = 0.02, known: Callable[[Seconds], Seconds] | None = None, measured: bool = False
-    ) -> None:
+    def __init__(self, *, slope: float = 0.02, known: Costs | None = None, measured: bool = False) -> None:
         if not (math.isfinite(slope) and slope >= 0):
             raise ValueError(f"slope={slope}; give a part of a pass, 0 or more")
         self.passes = self._largest = 0

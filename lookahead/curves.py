@@ -7,7 +7,7 @@ import json
 import math
 import os
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lookahead.cost import Seconds
+from lookahead.cost import Costs, Seconds
 from lookahead.errors import InvalidArgument, InvalidInput
 
 FORMAT, VERSION = "lookahead curves", 1
@@ -111,7 +111,7 @@ class Curves:
         """Whether there is a curve of `key`, for any batch size."""
         return any(one.key == key for one in self.curves)
 
-    def find(self, key: str, rows: int) -> Callable[[Seconds], Seconds] | None:
+    def find(self, key: str, rows: int) -> Costs | None:
         """Return seconds by nodes for a batch of `rows` rows, from the curve of the nearest batch size; None: no curve.
 
         With another batch size, a pass costs what one over as many nodes in all rows together does.

@@ -382,7 +382,7 @@ class Lookahead:
             )
             prefill_s = time.perf_counter() - begin
             try:
-                purse, vocab = self._purse(progress.rows, sampler, target.recorded), vocabulary(self.model)
+                purse, vocab = self._purse(progress.rows, sampler, target), vocabulary(self.model)
                 decoder = Decoder(target, sampler, progress, contexts, drafters, purse=purse, vocab=vocab)
                 with self.model._optimize_model_for_decode():
                     decoder.run(logits)
@@ -450,10 +450,10 @@ class Lookahead:
             return None
         return scripts_of(self.model, family, rows, at_once=bool(self._script), packed=self._packed)
 
-    def _purse(self, rows: int, sampler: Sampler, recorded: tuple[str, str]) -> Purse:
+    def _purse(self, rows: int, sampler: Sampler, target: Target | StaticTarget) -> Purse:
         """Return what a batch may spend; what a pass costs depends on how tokens are picked, too."""
-        where = {"device": self.model.device.type, "model": self._key}
-        kind = *sampler.kind, self._compiled is not None, *recorded
+        where: dict[str, Any] = {"device": self.model.device.type, "model": self._key, "measured": target.costs}
+        kind = *sampler.kind, self._compiled is not None, *target.recorded
         return self.budget.begin(rows, kind, **where, guided=bool(sampler.grammars), counts=self._counts)
 
     @cached_property

@@ -112,6 +112,7 @@ class Purse:
         self._seconds = self._hull = np.zeros(0)
         self._priced_at, self._known = _FRESH - _SELDOM, False  # when prices were computed, and whether in real seconds
         self._unknown: list[int] = []
+        self._hopes: dict[int, float] = {}  # seconds of passes over sizes that little is known of, by size
         self._turns = 0
         self._elapsed_s = 0.0  # since the switches were told of it
         self._base = Recent(RECENT)  # seconds of a step outside of its pass
@@ -150,6 +151,7 @@ class Purse:
             self._node_s = self._growing.value
             self._unknown = self._untried()
             self._known = self._curve.passes > 0
+            self._hopes.clear()
         if self._budget.fixed:
             return
         token_s = self._rate.token_s
@@ -290,14 +292,22 @@ class Purse:
 
     def _may_explore_beyond(self) -> bool:
         """Whether a pass that is larger than usual is wanted, and may be paid for."""
-        unknown = [size for size in self._unknown if size - 1 > self._last.nodes]
-        if not unknown or self._curve.passes < _FRESH or self._turns < self._offered_at + _FRESH:
+        if not self._unknown or self._curve.passes < _FRESH or self._turns < self._offered_at + _FRESH:
             return False
-        hoped = self._curve.hoped(int(self._runs[min(unknown) - 1]))
+        unknown = [size for size in self._unknown if size - 1 > self._last.nodes]
+        if not unknown or self._budget.saved <= 0.0:
+            return False
+        hoped = self._hoped(min(unknown))
         if hoped - float(self._seconds[self._last.nodes]) > self._budget.saved:
             return False
         self._offered_at = self._turns  # so many nodes take time to draft, whether they run or not
         return True
+
+    def _hoped(self, size: int) -> float:
+        """Return what a pass over `size` nodes may cost at best, by the latest prices."""
+        if size not in self._hopes:
+            self._hopes[size] = self._curve.hoped(int(self._runs[size - 1]))
+        return self._hopes[size]
 
     def _explored(self, expected: Seconds, seconds: Seconds, nodes: int, token_s: float) -> int | None:
         """Return another number of nodes, of which too little is known, where trying it may cost no more than is saved.
@@ -311,7 +321,7 @@ class Purse:
             other = size - 1
             if self._counts is not None:  # as many nodes as run in the same rows
                 other = int(np.searchsorted(self._runs[: len(expected)], rows, side="right")) - 1
-            loss = token_s * float(expected[nodes] - expected[other]) - float(seconds[nodes]) + self._curve.hoped(rows)
+            loss = token_s * float(expected[nodes] - expected[other]) - float(seconds[nodes]) + self._hoped(size)
             if self._runs[nodes] != rows and loss <= self._budget.saved:
                 self._explores_from = float(seconds[nodes]) - token_s * float(expected[nodes] - expected[other])
                 return other

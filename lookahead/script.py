@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
@@ -23,10 +24,12 @@ from transformers.cache_utils import Cache, DynamicLayer
 from lookahead.attention import implementation_of, shared_heads
 from lookahead.cache import TreeCache, TreeLayer
 from lookahead.conversions import conversions
+from lookahead.cost import Costs
 from lookahead.families import Family, text_config
 from lookahead.model_state import state_of
 from lookahead.packing import Pack, Packs, available, multiplying, noting
 from lookahead.static.choice import reason_against
+from lookahead.topk import TOP, best_tokens
 
 WORTH = 256  # passes after which a recording has been worth its time, which is that of some two hundred
 _SLOW_S = 0.25  # of a pass: what Python takes is no longer worth a recording
@@ -42,6 +45,8 @@ _EXAMPLES = {  # nodes and slots before them: recorded with the first, compared 
     _PROMPT: ((4, 0), (2, 0), (9, 0), (40, 0), (160, 0)),
 }
 
+_TIMED = 1, 5, 12, 25, 49  # nodes of trees whose passes are timed
+_ROUNDS = 3  # times that they are; the first does not count
 _SHARES = {_TREE: 1.0, _PADDED: 1.0, _NODE: 1.0, _PROMPT: 0.25}  # of the passes: over a prompt, each saves more
 
 Held = tuple[Tensor, Tensor]
@@ -167,7 +172,10 @@ class Script:
 
     Attributes:
         refused: why passes run as they are written; "": they do not.
+        costs: what passes over trees take, where that was measured.
     """
+
+    costs: Costs | None = None
 
     def __init__(self, module: Any, refused: str, seconds: float, packs: Sequence[Pack] = ()) -> None:
         self._module, self.refused, self.seconds, self._packs = module, refused, seconds, packs
@@ -246,6 +254,12 @@ class Scripts:
         trees, nodes = ("" if one is None or one.refused else "packed" if one.copied else "recorded" for one in found)
         return trees, nodes
 
+    @property
+    def costs(self) -> Costs | None:
+        """What passes over trees take as recorded; None: they are not, or it was not measured."""
+        script = self._made.get(_TREE)
+        return None if script is None or script.refused else script.costs
+
     def find(self, model: Any, mask: Any, nodes: int, cache: TreeCache, seconds: float) -> Script | None:
         """Return the recording of passes of this kind, which is made where it is worth it; None: there is none.
 
@@ -300,7 +314,11 @@ class Scripts:
         except Exception as error:  # a model may do anything; as it is written it runs all the same
             reason = _said(error)
         packs = () if written is None or reason else tuple(written.packs.values())
-        return Script(module, reason, time.perf_counter() - begin, packs)
+        script = Script(module, reason, 0.0, packs)
+        if kind == _TREE and written is not None and not reason:
+            script.costs = _costs(module, written, cache)
+        script.seconds = time.perf_counter() - begin
+        return script
 
 
 def _run(module: Any, *tensors: Tensor) -> Tensor:
@@ -392,6 +410,26 @@ def _compared(kind: str, module: _Pass, cache: TreeCache) -> Any:
             if not (same and expected.isfinite().all()):
                 raise _Refused("recorded, it computes something else")
     return script
+
+
+def _costs(script: Any, module: _Pass, cache: TreeCache) -> Costs | None:
+    """Measure what passes over trees of growing sizes take, until their best tokens are known."""
+    table = module._family.table or sys.maxsize
+    sizes = [nodes for nodes in _TIMED if nodes + cache.used <= table]
+    given = [_example(module, cache, nodes, cache.used) for nodes in sizes]
+    took = np.zeros((_ROUNDS, len(sizes)))
+    for row in took:
+        for i, tensors in enumerate(given):
+            begin = time.perf_counter()
+            best_tokens(_run(script, *tensors).flatten(0, 1).float(), TOP)
+            row[i] = time.perf_counter() - begin
+    # What disturbs a pass only ever slows it down.
+    seconds = np.minimum.accumulate(took[1:].min(0)[::-1])[::-1]
+    if not len(sizes) or not seconds[0] > 0.0:  # such as by a clock that is too coarse
+        return None
+    known = np.array(sizes, np.float64)
+    slope = (seconds[-1] - seconds[0]) / max(known[-1] - known[0], 1.0)
+    return lambda nodes: np.interp(nodes, known, seconds) + slope * np.maximum(nodes - known[-1], 0.0)
 
 
 def _constants(script: Any) -> list[Tensor]:

@@ -21,6 +21,7 @@ from lookahead.mask import TreeMasks
 from lookahead.states import StateCache
 
 if TYPE_CHECKING:
+    from lookahead.cost import Costs
     from lookahead.script import Scripts
 
 
@@ -116,6 +117,11 @@ class Target:
     def recorded(self) -> tuple[str, str]:
         """How passes over trees run by now, and those over single nodes: "" as written, or as `Scripts.ready` says."""
         return ("", "") if self._scripts is None else self._scripts.ready
+
+    @property
+    def costs(self) -> Costs | None:
+        """What passes take, where that was measured."""
+        return None if self._scripts is None else self._scripts.costs
 
     @property
     def linear(self) -> bool:

@@ -10,6 +10,7 @@ import weakref
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from law import Case, assert_exact, model_of
@@ -20,6 +21,7 @@ from zoo import zoo
 from lookahead import InvalidArgument, Lookahead
 from lookahead import script as scripts
 from lookahead.cache import NAME
+from lookahead.cost import KNOTS
 from lookahead.model_state import state_of
 from lookahead.script import recorded_of
 from lookahead.support import family_of
@@ -591,3 +593,32 @@ def test_tables_that_hold_themselves_have_a_state() -> None:
     assert state_of(model) == before
     held["a"][0] = 2.0
     assert state_of(model) != before
+
+
+# What recorded passes take
+
+
+def test_what_recorded_passes_take_is_measured_and_tells_the_budget() -> None:
+    model, given = fresh(), ids_of()
+    la = Lookahead(model, script=True)
+    for _ in range(2):
+        la.generate(**given, max_new_tokens=12)
+    (found,) = scripts._OF[model].scripts.values()
+    assert found.costs is not None
+    seconds = found.costs(np.array([1.0, 3.0, 5.0, 25.0, 49.0, 99.0]))
+    assert (seconds > 0).all()
+    assert (np.diff(seconds) >= 0).all()
+    measured = [curve for curve in la.budget._curves.values() if curve._measured]
+    assert measured
+    np.testing.assert_allclose(measured[0]._known, found.costs(KNOTS))
+
+
+def test_a_clock_that_stands_still_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, given = fresh(), ids_of()
+    monkeypatch.setattr(scripts, "time", type("Clock", (), {"perf_counter": staticmethod(lambda: 1.0)}))
+    la = Lookahead(model, script=True)
+    expected = model.generate(**given, max_new_tokens=12)
+    for _ in range(2):
+        assert torch.equal(la.generate(**given, max_new_tokens=12), expected)
+    (found,) = scripts._OF[model].scripts.values()
+    assert found.costs is None

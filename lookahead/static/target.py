@@ -50,7 +50,7 @@ class StaticTarget:
     """
 
     linear = False
-    recorded = "", ""
+    recorded, costs = ("", ""), None
     recording_s = 0.0
 
     def __init__(
