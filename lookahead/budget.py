@@ -128,9 +128,10 @@ class Budget:
         stored = None if self._stored is None else self._stored.find(model, rows)
         if counts is not None and (counts.fixed or device == "cpu"):  # those are not the passes that were measured
             stored = None
-        stored = stored or measured
         if stored is not None:
             return CostCurve(slope=slope, known=stored, measured=True)
+        if measured is not None:  # in a few passes, which may have been disturbed
+            return CostCurve(slope=slope, known=measured)
         known = [
             (batch, curve)
             for (batch, (_, *where)), curve in self._curves.items()

@@ -16,6 +16,7 @@ from lookahead.attention import implementation_of
 from lookahead.families import text_config
 
 _SIMPLE = (bool, int, float, str, type(None), torch.dtype)
+LARGEST = 4096  # numbers of a tensor that is no weight, and that a recording may keep
 _MANY = 64  # entries of a list or table beyond which its identity has to do
 _OWN = frozenset(
     {
@@ -122,10 +123,20 @@ def _value(value: Any, deep: int = 3) -> Hashable:
     """Return what tells an attribute from another: its value where that is simple, or which one it is."""
     if type(value) in _SIMPLE:
         return value  # type: ignore[no-any-return]
+    if type(value) is Tensor and value.device.type == "cpu" and value.layout is torch.strided:
+        return id(value), _bits_of(value)
     if deep and isinstance(value, dict | list | tuple | set | frozenset) and len(value) <= _MANY:
         entries = [*value, *value.values()] if isinstance(value, dict) else [*value]
         return type(value).__name__, tuple([_value(one, deep - 1) for one in entries])
     return id(value)
+
+
+def _bits_of(value: Tensor) -> Hashable:
+    """Return the values of a tensor that is no weight, if a recording might keep them; of larger ones it keeps none."""
+    if value.numel() > LARGEST or value.is_quantized:
+        return value.numel()
+    flat = value.detach().resolve_conj().resolve_neg().reshape(-1).clone()  # whose memory is nobody else's
+    return flat.dtype, value.shape, flat.view(torch.uint8).numpy().tobytes()
 
 
 def _settings_of(config: Any) -> Hashable:
@@ -134,11 +145,22 @@ def _settings_of(config: Any) -> Hashable:
     return tuple([(name, _value(value)) for name, value in held if name != "_attn_implementation_internal"])
 
 
+def precisions() -> list[str]:
+    """Return how finely float32 is multiplied: in general, by oneDNN, and on CUDA devices.
+
+    torch has an older setting of it, which cannot be read once the newer ones were set apart.
+    """
+    backends = torch.backends
+    of = (backends, backends.mkldnn, getattr(backends.mkldnn, "matmul", None), backends.cuda.matmul)
+    found = [getattr(one, "fp32_precision", "") for one in of]
+    return found if any(found) else [torch.get_float32_matmul_precision()]
+
+
 def _settings() -> Hashable:
     cuda = torch.backends.cuda
     return (
         torch.get_default_dtype(),
-        torch.get_float32_matmul_precision(),
+        *precisions(),
         *(getattr(cuda, f"{name}_sdp_enabled")() for name in ("flash", "mem_efficient", "math", "cudnn")),
         cuda.matmul.allow_bf16_reduced_precision_reduction,
         cuda.matmul.allow_fp16_reduced_precision_reduction,

@@ -10,7 +10,7 @@ A copy must not outlive what it is a copy of: weights are looked at once in a ca
 
 from __future__ import annotations
 
-import os
+import ctypes
 import threading
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lookahead.model_state import precisions
 from lookahead.sources.kernels import background_kernel
 
 _SMALLEST = 1 << 14  # numbers of a weight that is worth a copy
@@ -89,11 +90,12 @@ class Packs:
         most: bytes that they may take together; None: a share of what is free now.
 
     Attributes:
+        room, most: bytes that they may take, as it was given, and now.
         nbytes: that they take.
     """
 
     def __init__(self, most: int | None = None) -> None:
-        self.most = _room() if most is None else most
+        self.room = self.most = _room() if most is None else most
         self._of: dict[Hashable, tuple[Tensor, Pack | None]] = {}
         self._lock = threading.Lock()
         self.nbytes = 0
@@ -149,7 +151,7 @@ def available() -> bool:
     return (
         torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and torch._C._get_mkldnn_enabled()
-        and torch.get_float32_matmul_precision() == "highest"
+        and set(precisions()) <= {"", "none", "ieee", "highest"}
         and hasattr(_OPS.mkldnn, "_linear_pointwise")
         and hasattr(_OPS.mkldnn, "_reorder_linear_weight")
     )
@@ -175,7 +177,9 @@ def multiplying(packed: Mapping[Hashable, Tensor]) -> Iterator[None]:
 
     def multiply(given: Tensor, weight: Tensor, bias: Tensor | None, turned: bool) -> Tensor | None:
         copy = packed.get((id(weight), turned))
-        return None if copy is None else multiplied(given, copy, bias)
+        if copy is None or not (weight.dtype == torch.float32 or given.is_contiguous()):
+            return None  # in 16 bits torch may round twice where rows do not lie together
+        return multiplied(given, copy, bias)
 
     with _Products(multiply):
         yield
@@ -239,7 +243,7 @@ def _left_in_group(folder: str = "/sys/fs/cgroup") -> int | None:
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
         try:
-            most, now = (Path(os.path.join(folder, name)).read_text(encoding="ascii").strip() for name in (limit, used))
+            most, now = (Path(folder, name).read_text(encoding="ascii").strip() for name in (limit, used))
         except OSError:
             continue
         if most != "max":
@@ -248,8 +252,8 @@ def _left_in_group(folder: str = "/sys/fs/cgroup") -> int | None:
 
 
 def _bytes_of(weight: Tensor) -> NDArray[np.uint8]:
-    """Return the memory of a weight without gaps."""
-    data: NDArray[np.uint8] = weight.detach().reshape(-1).view(torch.uint8).numpy()
+    """Return the memory of a weight without gaps; not by its own `numpy()`, which forbids to ever resize it."""
+    data: NDArray[np.uint8] = np.ctypeslib.as_array((ctypes.c_uint8 * weight.nbytes).from_address(weight.data_ptr()))
     return data
 
 
@@ -262,10 +266,14 @@ def _fingerprint(data: NDArray[np.uint8]) -> int:
 
 @background_kernel
 def _mixed(words: Any) -> Any:
-    """Return the sum of all words, each mixed with its place, modulo 2**64; memory is what takes the time."""
+    """Return the sum of all words, each mixed with its place, modulo 2**64; memory is what takes the time.
+
+    The mixing is that of SplitMix64 (Steele, Lea and Flood 2014), in which every bit moves half of all bits.
+    """
     odd, total = np.uint64(0x9E3779B97F4A7C15), np.uint64(0)
     for i in range(len(words)):
         word = words[i] + np.uint64(i) * odd
-        word = (word ^ (word >> np.uint64(32))) * odd
-        total += word ^ (word >> np.uint64(29))
+        word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        total += word ^ (word >> np.uint64(31))
     return total

@@ -26,7 +26,7 @@ from lookahead.cache import TreeCache, TreeLayer
 from lookahead.conversions import conversions
 from lookahead.cost import Costs
 from lookahead.families import Family, text_config
-from lookahead.model_state import state_of
+from lookahead.model_state import LARGEST, state_of
 from lookahead.packing import Pack, Packs, available, multiplying, noting
 from lookahead.static.choice import reason_against
 from lookahead.topk import TOP, best_tokens
@@ -35,7 +35,6 @@ WORTH = 256  # passes after which a recording has been worth its time, which is 
 _SLOW_S = 0.25  # of a pass: what Python takes is no longer worth a recording
 _KEPT = 8  # batch sizes, and states, whose recordings are kept of a model
 _MOST = 4096  # modules that are recorded in a process, once for each recording: torch keeps 0.1 MB of each for ever
-_LARGEST = 4096  # numbers of a tensor that is kept as it was
 _JIT: Any = torch.jit  # whose types say little
 _TREE, _PADDED, _NODE, _PROMPT = "tree", "padded node", "node", "prompt"  # kinds; the last two have no mask
 _EXAMPLES = {  # nodes and slots before them: recorded with the first, compared with the others
@@ -46,7 +45,7 @@ _EXAMPLES = {  # nodes and slots before them: recorded with the first, compared 
 }
 
 _TIMED = 1, 5, 12, 25, 49  # nodes of trees whose passes are timed
-_ROUNDS = 3  # times that they are; the first does not count
+_ROUNDS = 4  # times that they are; the first does not count
 _SHARES = {_TREE: 1.0, _PADDED: 1.0, _NODE: 1.0, _PROMPT: 0.25}  # of the passes: over a prompt, each saves more
 
 Held = tuple[Tensor, Tensor]
@@ -178,6 +177,7 @@ class Script:
     costs: Costs | None = None
 
     def __init__(self, module: Any, refused: str, seconds: float, packs: Sequence[Pack] = ()) -> None:
+        self._failure = ""
         self._module, self.refused, self.seconds, self._packs = module, refused, seconds, packs
         self._span = torch.zeros(1)
 
@@ -218,9 +218,13 @@ class Script:
         span = self._span.expand(used + tokens.shape[1])
         try:
             return _run(self._module, tokens, positions, span, *masks, *(one.packed for one in self._packs), *buffers)
-        except RuntimeError as error:  # what is really wrong is so without a recording, too
-            self.refused = f"it failed where it had not been tried: {_said(error)}"
+        except RuntimeError as error:
+            self._failure = f"it failed where it had not been tried: {_said(error)}"
             return None
+
+    def give_up(self) -> None:
+        """Be used no more if the last run has failed; what is really wrong fails without a recording, too."""
+        self.refused = self.refused or self._failure
 
 
 class Scripts:
@@ -289,6 +293,8 @@ class Scripts:
             for i, layer in enumerate(cache.layers)
             if isinstance(layer, TreeLayer)
         }
+        if _PROMPT in self._made:
+            self._made[_PROMPT].give_up()
         self._found(_PROMPT, model, None, cache, seconds)
 
     def _found(self, kind: str, model: Any, mask: Any, cache: TreeCache, seconds: float) -> Script | None:
@@ -350,7 +356,11 @@ def _recorded(kind: str, module: _Pass, cache: TreeCache, packs: Packs | None) -
     with _RECORDING:
         thread = threading.Thread(target=work, name="lookahead-recording")
         thread.start()
-        thread.join()
+        try:
+            thread.join()
+        except BaseException:  # such as Ctrl-C: two must not record at once
+            thread.join()
+            raise
     if isinstance(found[0], BaseException):
         raise found[0]
     return found[0]
@@ -399,7 +409,7 @@ def _compared(kind: str, module: _Pass, cache: TreeCache) -> Any:
             raise _Refused(f"what it does may depend on numbers: {found[0]}")
         if not isinstance(script, _JIT.ScriptModule):
             raise _Refused("torch records nothing here")
-        if any(one.numel() > _LARGEST for one in _constants(script)):
+        if any(one.numel() > LARGEST for one in _constants(script)):
             raise _Refused("it holds tensors that are neither weights nor buffers")
         for nodes, used in others:
             tensors = _example(module, cache, nodes, used)
@@ -467,15 +477,18 @@ class _Kept:
         self.scripts: dict[tuple[Hashable, ...], Scripts] = {}
         self.packs: tuple[Hashable, Packs] | None = None  # and the weights that they are copies of
 
-    def packs_of(self, weights: Hashable, *, room: bool) -> Packs:
-        """Return the copies of the model's weights, as those are now, all or as many as there is `room` for."""
-        if self.packs is None or self.packs[0] != weights:
+    def packs_of(self, weights: Hashable) -> Packs:
+        """Return the copies of the model's weights, which may be of other values by now."""
+        if self.packs is None:
             self.packs = weights, Packs()
-        packs = self.packs[1]
-        packs.refresh()
-        if not room:
-            packs.most = sys.maxsize
-        return packs
+        return self.packs[1]
+
+    def clear(self, weights: Hashable = None) -> None:
+        """Free all that does not belong to `weights`."""
+        for key in [one for one in self.scripts if one[0] != weights]:
+            del self.scripts[key]
+        if self.packs is not None and self.packs[0] != weights:
+            self.packs = None
 
 
 _OF: WeakKeyDictionary[Any, _Kept] = WeakKeyDictionary()
@@ -492,10 +505,15 @@ def scripts_of(
         at_once: they are to be made with the first pass of each kind.
         packed: they are to multiply by copies of weights: True, all; None, as far as there is memory; False, none.
     """
-    if family.encoder or not family.positions or model.training:
+    if family.encoder or not family.positions:
+        return None
+    if model.training and model not in _OF:
         return None
     state = state_of(model)
-    if {one.type for one in state.devices} != {"cpu"} or not (state.recordable and state.ordinary):
+    with _MAKING:
+        if model in _OF:
+            _OF[model].clear(state.weights)  # of what the model no longer has
+    if model.training or {one.type for one in state.devices} != {"cpu"} or not (state.recordable and state.ordinary):
         return None
     if reason_against(model, family, state):
         return None
@@ -503,16 +521,18 @@ def scripts_of(
     key = state.weights, state.key, family, rows, packed
     with _MAKING:
         kept = _OF.setdefault(model, _Kept())
-        for other in [one for one in kept.scripts if one[0] != state.weights]:
-            del kept.scripts[other]  # it keeps weights that the model no longer has
-        packs = None if packed is False else kept.packs_of(state.weights, room=not packed)
+        packs = None if packed is False else kept.packs_of(state.weights)
+        if packs is not None:
+            packs.most = sys.maxsize if packed else packs.room
         found = kept.scripts.pop(key, None) or Scripts(family, rows, packs)
         if len(kept.scripts) >= _KEPT:
             del kept.scripts[next(iter(kept.scripts))]
         kept.scripts[key] = found
         if at_once:
             found.worth = 0
-        return found
+    if packs is not None:
+        packs.refresh()
+    return found
 
 
 def recorded_of(model: Any) -> list[Recorded]:
@@ -527,5 +547,4 @@ def forget(model: Any) -> None:
     with _MAKING:
         kept = _OF.get(model)
         if kept is not None:
-            kept.scripts.clear()
-            kept.packs = None
+            kept.clear()

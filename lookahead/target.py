@@ -189,6 +189,8 @@ class Target:
             outputs = self._model(
                 **{self._family.cache: self._cache}, use_cache=True, return_dict=True, **given, **self._inputs
             )
+        if script is not None:
+            script.give_up()
         return outputs.logits[:, behind:]  # type: ignore[no-any-return]
 
     @staticmethod

@@ -167,6 +167,17 @@ def test_a_recorded_prompt_that_fails_is_run_as_it_is_written(monkeypatch: pytes
     assert torch.equal(la.generate(**ids_of()), expected)
 
 
+def test_a_prompt_that_is_wrong_in_itself_changes_nothing(ran: list[int]) -> None:
+    model = fresh("llama", "float64")
+    la = Lookahead(model, nodes=4, script=True)
+    la.generate(**ids_of())
+    with pytest.raises(IndexError):
+        la.generate(torch.tensor([[5, 99, 7]]), max_new_tokens=4)
+    assert not any(one.refused for one in recorded_of(model))
+    la.generate(**ids_of())
+    assert ran == [3, 9]
+
+
 def test_prompts_are_recorded_once_that_is_worth_it(monkeypatch: pytest.MonkeyPatch, ran: list[int]) -> None:
     model = fresh()
     monkeypatch.setattr(scripts, "WORTH", 8)

@@ -446,6 +446,32 @@ def _attribute(name: str, value: Any) -> Any:
     return change
 
 
+class Steered(nn.Module):
+    """Adds a tensor that is no weight."""
+
+    def __init__(self, inner: nn.Module, vector: Tensor) -> None:
+        super().__init__()
+        self.inner, self.held = inner, {"vector": [vector]}
+
+    def forward(self, x: Tensor) -> Any:
+        return self.inner(x) + self.held["vector"][0]
+
+
+@pytest.mark.parametrize("shape", [(), (32,)])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_tensors_that_are_no_weights_may_change_in_place(shape: tuple[int, ...], layer: int) -> None:
+    """torch keeps but one of several that were equal."""
+    model, given = fresh("llama", "float64"), ids_of()
+    for one in model.model.layers:
+        one.mlp = Steered(one.mlp, torch.zeros(shape, dtype=torch.float64))
+    la = Lookahead(model, nodes=6, script=True)
+    before = [la.generate(**given, max_new_tokens=20) for _ in range(2)][1]
+    model.model.layers[layer].mlp.held["vector"][0].data.add_(torch.linspace(3.0, -2.0, 32).double() if shape else 3.0)
+    expected = model.generate(**given, max_new_tokens=20)
+    assert torch.equal(la.generate(**given, max_new_tokens=20), expected)
+    assert not torch.equal(before, expected)
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("factor", torch.tensor([-1.0])), ("table", -1.0), ("choose", torch.neg), ("swap", None)]
 )
@@ -608,9 +634,8 @@ def test_what_recorded_passes_take_is_measured_and_tells_the_budget() -> None:
     seconds = found.costs(np.array([1.0, 3.0, 5.0, 25.0, 49.0, 99.0]))
     assert (seconds > 0).all()
     assert (np.diff(seconds) >= 0).all()
-    measured = [curve for curve in la.budget._curves.values() if curve._measured]
-    assert measured
-    np.testing.assert_allclose(measured[0]._known, found.costs(KNOTS))
+    known = [curve._known for curve in la.budget._curves.values() if curve._known is not None]
+    assert any(np.array_equal(one, found.costs(KNOTS)) for one in known)
 
 
 def test_a_clock_that_stands_still_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
