@@ -86,8 +86,8 @@ class Lookahead:
             `generate()` as that is to itself with other batches (`docs/exactness.md`).
         compile: run passes of fixed shapes as `torch.compile` makes them, which takes a while for each number of rows,
             and rounds a little differently.
-        script: run passes on a CPU as recordings of their tensor operations, which give the same bits without the
-            Python between them; see `lookahead.script`. None: from when a recording is worth its time, some hundred
+        script: run passes on a CPU as recordings of their tensor operations, without the Python between them; see
+            `lookahead.script`. None: from when a recording is worth its time, some hundred
             passes; True: from the first pass on; False: never. What cannot be recorded runs as it is written, as do
             chains, and models with hooks or quantized weights; `recorded` says why, where it was tried.
         packed: let recordings multiply by copies of the weights in the order that the CPU multiplies fastest, see

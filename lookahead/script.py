@@ -2,7 +2,8 @@
 
 What `transformers` does around the operations of a small model takes a fifth of a pass on a CPU. `torch.jit.trace`
 records the operations themselves, with sizes that are looked up as they run; so one recording serves trees of any
-number of nodes behind any context, and computes the same bits. A CUDA graph does as much and more on a GPU
+number of nodes behind any context, and computes the same bits, but for what it multiplies by copies of weights
+(`lookahead.packing`) in float32. A CUDA graph does as much and more on a GPU
 (`lookahead.static`), for one shape each.
 """
 
