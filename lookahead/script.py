@@ -46,6 +46,7 @@ _EXAMPLES = {  # nodes and slots before them: recorded with the first, compared 
 }
 
 _TIMED = 1, 5, 12, 25, 49  # nodes of trees whose passes are timed
+_BEHIND = 512  # slots before them at most
 _ROUNDS = 4  # times that they are; the first does not count
 _SHARES = {_TREE: 1.0, _PADDED: 1.0, _NODE: 1.0, _PROMPT: 0.25}  # of the passes: over a prompt, each saves more
 
@@ -311,19 +312,19 @@ class Scripts:
         return None if script.refused else script
 
     def _make(self, kind: str, model: Any, mask: Any, cache: TreeCache) -> Script:
-        begin, reason, module, written = time.perf_counter(), "", None, None
+        begin, reason, module, written, costs = time.perf_counter(), "", None, None, None
         names = None if mask is None else tuple(mask) if isinstance(mask, Mapping) else ()
         try:
             if kind in (_NODE, _PROMPT) and not all(reach.whole for _, reach in self._family.reaches):
                 raise _Refused("the model makes masks of windows itself, where a node is alone")
             written = _Pass(kind, model, self._family, cache.layers, names)
             module = _recorded(kind, written, cache, self._packs)
+            costs = _costs(module, written, cache) if kind == _TREE else None
         except Exception as error:  # a model may do anything; as it is written it runs all the same
             reason = _said(error)
         packs = () if written is None or reason else tuple(written.packs.values())
         script = Script(module, reason, 0.0, packs)
-        if kind == _TREE and written is not None and not reason:
-            script.costs = _costs(module, written, cache)
+        script.costs = costs
         script.seconds = time.perf_counter() - begin
         return script
 
@@ -426,8 +427,9 @@ def _compared(kind: str, module: _Pass, cache: TreeCache) -> Any:
 def _costs(script: Any, module: _Pass, cache: TreeCache) -> Costs | None:
     """Measure what passes over trees of growing sizes take, until their best tokens are known."""
     table = module._family.table or sys.maxsize
-    sizes = [nodes for nodes in _TIMED if nodes + cache.used <= table]
-    given = [_example(module, cache, nodes, cache.used) for nodes in sizes]
+    used = min(cache.used, _BEHIND)  # each example has keys and values of its own
+    sizes = [nodes for nodes in _TIMED if nodes + used <= table]
+    given = [_example(module, cache, nodes, used) for nodes in sizes]
     took = np.zeros((_ROUNDS, len(sizes)))
     for row in took:
         for i, tensors in enumerate(given):

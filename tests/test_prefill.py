@@ -116,8 +116,8 @@ def _counted(given: dict[str, Any], model: Any) -> None:
     given["position_ids"] = torch.arange(9)[None].expand_as(given["input_ids"])
 
 
-@pytest.mark.parametrize("change", [_padded, _cached, _embedded, _in_chunks, _short, _elsewhere])
-def test_prompts_that_are_more_than_tokens_run_as_they_are_written(change: Any, ran: list[int]) -> None:
+def told(change: Any) -> tuple[Any, Lookahead, dict[str, Any], dict[str, Any]]:
+    """Compare texts behind a changed prompt, after a recorded one; return the model, and what both were given."""
     model = fresh("llama", "float64")
     la = Lookahead(model, nodes=4, script=True)
     la.generate(**ids_of())
@@ -125,6 +125,12 @@ def test_prompts_that_are_more_than_tokens_run_as_they_are_written(change: Any, 
     change(plain, model)
     change(ours, model)
     assert torch.equal(model.generate(**plain), la.generate(**ours))
+    return model, la, plain, ours
+
+
+@pytest.mark.parametrize("change", [_padded, _cached, _embedded, _in_chunks, _short, _elsewhere])
+def test_prompts_that_are_more_than_tokens_run_as_they_are_written(change: Any, ran: list[int]) -> None:
+    _, la, _, _ = told(change)
     assert ran == []
     la.generate(**ids_of())
     assert ran == [9]
@@ -132,13 +138,7 @@ def test_prompts_that_are_more_than_tokens_run_as_they_are_written(change: Any, 
 
 @pytest.mark.parametrize("change", [_new_cache, _no_mask, _counted])
 def test_prompts_that_are_told_what_they_are_anyhow(change: Any, ran: list[int]) -> None:
-    model = fresh("llama", "float64")
-    la = Lookahead(model, nodes=4, script=True)
-    la.generate(**ids_of())
-    plain, ours = ids_of(), ids_of()
-    change(plain, model)
-    change(ours, model)
-    assert torch.equal(model.generate(**plain), la.generate(**ours))
+    model, la, plain, ours = told(change)
     assert ran == [9]
     if change is _new_cache:
         pairs = list(zip(held(plain[NAME]), held(ours[NAME]), strict=True))

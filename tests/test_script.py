@@ -638,6 +638,20 @@ def test_what_recorded_passes_take_is_measured_and_tells_the_budget() -> None:
     assert any(np.array_equal(one, found.costs(KNOTS)) for one in known)
 
 
+def test_what_passes_take_is_not_measured_behind_a_long_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The examples would hold its keys and values several times."""
+    model, example, seen = fresh(), scripts._example, []
+
+    def noted(module: Any, cache: Any, nodes: int, used: int) -> Any:
+        seen.append((nodes, used))
+        return example(module, cache, nodes, used)
+
+    monkeypatch.setattr(scripts, "_example", noted)
+    Lookahead(model, script=True).generate(**ids_of(length=800), max_new_tokens=12)
+    assert (49, 512) in seen
+    assert max(used for _, used in seen) <= 700
+
+
 def test_a_clock_that_stands_still_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model, given = fresh(), ids_of()
     monkeypatch.setattr(scripts, "time", type("Clock", (), {"perf_counter": staticmethod(lambda: 1.0)}))
