@@ -31,13 +31,16 @@ REALIGN = 128  # slots; holes are closed when they are this many and half of wha
 class TreeLayer(DynamicLayer):  # type: ignore[misc]
     """Keys and values of one attention layer in a buffer that is longer than what it holds.
 
-    The first `used` slots are kept; a pass writes its rows behind them and they count only once they are kept. `keys`
-    and `values` show what the latest pass attended to.
+    The first `used` slots are kept; a pass writes its rows behind them and they count only once they are kept.
+
+    Attributes:
+        keys, values: what the latest pass attended to.
     """
 
     is_croppable = False
 
     def __init__(self, keys: Tensor, values: Tensor, room: int) -> None:
+        self._shown = 0
         super().__init__()
         self.used = keys.shape[-2]
         self.dtype, self.device = keys.dtype, keys.device
@@ -102,7 +105,23 @@ class TreeLayer(DynamicLayer):  # type: ignore[misc]
 
     def show(self, end: int) -> None:
         """Let `keys` and `values` be the first `end` slots."""
-        self.keys, self.values = self._keys[:, :, :end], self._values[:, :, :end]
+        self._shown = end
+
+    @property
+    def keys(self) -> Tensor:
+        return self._keys[:, :, : self._shown]
+
+    @keys.setter
+    def keys(self, _: Any) -> None:
+        """Leave to the buffers what a layer that holds nothing yet says of itself."""
+
+    @property
+    def values(self) -> Tensor:
+        return self._values[:, :, : self._shown]
+
+    @values.setter
+    def values(self, _: Any) -> None:
+        """Leave it to the buffers, too."""
 
 
 class TreeCache(Cache):  # type: ignore[misc]
@@ -327,9 +346,12 @@ def fill(layer: Any, keys: Tensor, values: Tensor) -> None:
 
 
 def _enlarged(states: Tensor, used: int, slots: int) -> Tensor:
-    """Return a buffer of `slots` slots that starts with the first `used` of `states` ([B, H, S, D])."""
+    """Return a buffer of `slots` slots that starts with the first `used` of `states` ([B, H, S, D]).
+
+    The others may hold anything: a pass writes its rows before it looks at them.
+    """
     batch, heads, _, width = states.shape
-    buffer = states.new_zeros((batch, heads, slots, width))
+    buffer = states.new_empty((batch, heads, slots, width))
     buffer[:, :, :used] = states[:, :, :used]
     return buffer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -226,7 +227,7 @@ class Decoder:
         size = turn.size
         top = TOP if turn.asked or size > 1 else 0
         turn.best = self._scored(turn, top)
-        if size > 1 and np.isnan(turn.best[1][::size, 0]).any():
+        if size > 1 and any(map(math.isnan, turn.best[1][::size, 0].tolist())):
             turn.drafts = [Draft.root(int(draft.tokens[0])) for draft in turn.drafts]
             self._target.forget_behind()
             turn.best = self._scored(turn, top)
@@ -343,10 +344,12 @@ def shares(rows: Iterable[tuple[Draft, Sequence[int], Mapping[str, float]]]) -> 
     """Return what each source had in a pass, from the drafts, paths and measured seconds of the rows that drafted."""
     found: dict[str, list[float]] = {}
     for draft, path, costs in rows:
-        for place, nodes in ((0, draft.source[1:]), (1, draft.source[path[1:]])):
-            held = nodes.tobytes()
-            for code in set(held):
-                found.setdefault(name_of(code), [0, 0, 0.0])[place] += held.count(code)
+        held = draft.source.tobytes()
+        ran, kept = held[1:], bytes([held[node] for node in path[1:]])
+        for code in set(ran):
+            share = found.setdefault(name_of(code), [0, 0, 0.0])
+            share[0] += ran.count(code)
+            share[1] += kept.count(code)
         for name, seconds in costs.items():
             found.setdefault(name, [0, 0, 0.0])[2] += seconds
     return {name: Share(int(run), int(accepted), seconds) for name, (run, accepted, seconds) in found.items()}

@@ -163,21 +163,24 @@ class Draft:
         """
         if nodes < 0 or (depth is not None and depth < 0):
             raise InvalidDraft(f"cannot cut to nodes={nodes}, depth={depth}; both must be 0 or more")
-        if len(self) <= nodes + 1 and (depth is None or int(self.depth.max()) <= depth):
+        if len(self) <= nodes + 1 and (depth is None or len(self) <= depth + 1 or int(self.depth.max()) <= depth):
             return self
         limit = len(self) if depth is None else depth
         keep, parents = _best(self.parents, self.depth, self.path_weight(), nodes, limit)
         return self._only(keep, parents)
 
-    def trim(self, nodes: int, chances: FloatArray) -> Draft:
+    def trim(self, nodes: int, chances: FloatArray | None = None) -> Draft:
         """Return the `nodes` acceptable nodes of the largest `chances`, and all probes with what is above them.
 
         Args:
-            chances: [N], of no node more than of its parent; nodes of chance 0 go.
+            chances: [N], of no node more than of its parent; nodes of chance 0 go. None: path weights.
         """
         if len(self) == 1:
             return self
-        keep, parents = _trimmed(self.parents, self.probe, chances, nodes)
+        if chances is None:
+            keep, parents = _lightened(self.parents, self.probe, self.weight, nodes)
+        else:
+            keep, parents = _trimmed(self.parents, self.probe, chances, nodes)
         return self if len(keep) == len(self) else self._only(keep, parents)
 
     def spine(self, last: int | None = None) -> Draft:
@@ -375,6 +378,11 @@ def _best(parents, depth, path_weight, nodes, max_depth):  # type: ignore[no-unt
             kept[i] = True
             left -= 1
     return _renumbered(kept, parents)
+
+
+@njit(cache=True)
+def _lightened(parents, probe, weight, nodes):  # type: ignore[no-untyped-def]
+    return _trimmed(parents, probe, _path_weight(parents, weight), nodes)
 
 
 @njit(cache=True)

@@ -308,11 +308,13 @@ class Row(Drafter):
 
     @property
     def _limits(self) -> tuple[FloatArray, int]:
-        vocab_size = self._grower.vocab_size
-        least = self._grower.min_chance
-        floors = np.full(len(self._tree.nodes), least, np.float32)
-        if self.floors is not None:
-            np.maximum(floors[: len(self.floors)], self.floors, out=floors[: len(self.floors)])
+        vocab_size, least = self._grower.vocab_size, np.float32(self._grower.min_chance)
+        if self.floors is not None and len(self.floors) == len(self._tree.nodes):
+            floors = np.maximum(self.floors, least)
+        else:
+            floors = np.full(len(self._tree.nodes), least, np.float32)
+            if self.floors is not None:
+                np.maximum(floors[: len(self.floors)], self.floors, out=floors[: len(self.floors)])
         return floors, _LARGEST_TOKEN if vocab_size is None else vocab_size
 
     def _grow_with_guests(self, context: IntArray) -> None:

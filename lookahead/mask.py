@@ -37,6 +37,9 @@ class TreeMasks:
         prompt_mask: [B, P] bool, true where the prompt holds a token and not padding.
         reaches: of each kind of layer, by the name that the model knows it by.
         keyed: whether the model takes a mask for each kind, by name; otherwise there is one kind.
+
+    Attributes:
+        windows: whether some layers do not look everywhere.
     """
 
     def __init__(
@@ -48,21 +51,24 @@ class TreeMasks:
         self._places = np.where(shown, np.arange(self._prompt), _HIDDEN)
         self._first = np.where(shown.any(1), shown.argmax(1), self._prompt)
         self._counts = [0] * len(shown)
-        self._windows = any(not reach.whole for reach in self._reaches.values())
+        self.windows = any(not reach.whole for reach in self._reaches.values())
         self._whole = TreeMask(prompt_mask, dtype) if any(reach.whole for reach in self._reaches.values()) else None
 
-    def tree(self, ancestors: Tensor, places: NDArray[np.int64], used: int) -> Any:
+    def tree(self, ancestors: Tensor, places: NDArray[np.int64] | None, used: int) -> Any:
         """Return the mask, or the masks by name, for trees behind `used` slots.
 
         Args:
             ancestors: [B, N, N] bool, on the host.
-            places: [B, N] of the nodes.
+            places: [B, N] of the nodes; None will do where there are no windows.
         """
+        if self._whole is not None and not (self.windows or self._keyed):
+            return self._whole.tree(ancestors.to(self._device), used)
         made: dict[Reach, Tensor] = {}
         for reach in set(self._reaches.values()):
             if self._whole is not None and reach.whole:
                 made[reach] = self._whole.tree(ancestors.to(self._device), used)
             else:
+                assert places is not None
                 made[reach] = self._window(reach, ancestors, places, used)
         if not self._keyed:
             return next(iter(made.values()))
@@ -79,7 +85,7 @@ class TreeMasks:
         """Show, behind `used` slots, the next `counts[b]` to row b and hide the rest of those any row kept."""
         if self._whole is not None:
             self._whole.keep(counts, used)
-        if self._windows:
+        if self.windows:
             places = self._reserved(used + max(counts))
             places[:, used : used + max(counts)] = _HIDDEN
             for row, count in enumerate(counts):
@@ -90,7 +96,7 @@ class TreeMasks:
         """Hide `slots`, which hold the latest tokens of batch row `row`."""
         if self._whole is not None:
             self._whole.hide(row, slots)
-        if self._windows:
+        if self.windows:
             self._places[row, list(slots)] = _HIDDEN
             self._counts[row] -= len(slots)
 
@@ -98,7 +104,7 @@ class TreeMasks:
         """Show the first `counts[b]` slots behind the prompt to row b and hide all later ones."""
         if self._whole is not None:
             self._whole.realign(counts)
-        if self._windows:
+        if self.windows:
             self._places[:, self._prompt :] = _HIDDEN
             self._counts = [0] * len(counts)
             whole, self._whole = self._whole, None

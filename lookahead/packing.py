@@ -3,7 +3,8 @@
 torch multiplies by a weight as it lies in memory. oneDNN, which torch comes with, has kernels for few rows that want it
 in blocks, and then take a third to a half of the time. Here copies of the weights are laid out so, and recorded passes
 (`lookahead.script`) multiply by the copies. In bfloat16 the products have the same bits; in float32 they are the same
-sums in another order, as they are with another number of rows.
+sums in another order, as they are with another number of rows. Weights that multiply the same thing, such as those of
+queries, keys and values, have one copy side by side in float32: one call instead of three.
 
 A copy must not outlive what it is a copy of: weights are looked at once in a call, all of their bits.
 """
@@ -12,8 +13,9 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,37 +44,72 @@ _LINEAR: Any = nn.functional.linear
 _OPS: Any = torch.ops
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Factor:
+    """What something is multiplied by at once: weights, and what is added then.
+
+    Attributes:
+        weights: each [O, I]; or a single one of [I, O], where that is how the model multiplies by it (`addmm`).
+        biases: each [O]; or None, all of them.
+        turned: whether it is the latter.
+        sizes: how many products there are by each weight; numbers, also while something is recorded.
+    """
+
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor | None, ...] = (None,)
+    turned: bool = False
+    sizes: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sizes", tuple(int(one.shape[0]) for one in self.weights))
+
+    @property
+    def key(self) -> Hashable:
+        """Tells its weights from others, as long as there are these."""
+        return self.turned, *map(id, self.weights)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its weights."""
+        return sum(one.nbytes for one in self.weights)
+
+    @property
+    def parts(self) -> list[Factor]:
+        """Its weights apart."""
+        return [Factor((one,), (bias,), self.turned) for one, bias in zip(self.weights, self.biases, strict=True)]
+
+
 class Pack:
-    """The copy of one weight.
+    """The copy of weights.
 
     Args:
-        weight: [O, I]; or [I, O], where that is how the model multiplies by it (`addmm`).
-        turned: whether it is the latter.
+        factor: which.
 
     Attributes:
         packed: the copy, in an order that only oneDNN knows.
+        nbytes: bytes of the weights.
     """
 
-    def __init__(self, weight: Tensor, *, turned: bool) -> None:
-        self.weight, self.turned = weight, turned
-        self._data, self._seen = _bytes_of(weight), -1
+    def __init__(self, factor: Factor) -> None:
+        self._factor, self.nbytes = factor, factor.nbytes
+        self._data = [_bytes_of(one) for one in factor.weights]
+        self._seen: list[int] = []
         self.packed: Tensor
         self.refresh()
 
     def refresh(self) -> None:
-        """Copy the weight again if it holds other values by now."""
-        seen = _fingerprint(self._data)
+        """Copy the weights again if they hold other values by now."""
+        seen = [_fingerprint(data) for data in self._data]
         if seen == self._seen:
             return
-        weight = self.weight.detach()
         with torch.no_grad():
-            self.packed = _OPS.mkldnn._reorder_linear_weight(weight.t().contiguous() if self.turned else weight)
+            self.packed = _OPS.mkldnn._reorder_linear_weight(_whole(self._factor))
         self._seen = seen
 
     def right(self) -> bool:
-        """Whether products by the copy are those by the weight: to the bit in 16 bits, to rounding in 32."""
-        weight = self.weight.detach()
-        weight, exact = weight.t() if self.turned else weight, weight.dtype != torch.float32
+        """Whether products by the copy are those by the weights: to the bit in 16 bits, to rounding in 32."""
+        weight = _whole(self._factor)
+        exact = weight.dtype != torch.float32
         random = torch.Generator().manual_seed(0)
         given = torch.randn((_TRIED[0], weight.shape[1]), generator=random).to(weight.dtype)
         for rows in _TRIED:
@@ -81,6 +118,12 @@ class Pack:
             if not (torch.equal(expected, found) if exact else float((expected - found).abs().max()) <= near):
                 return False
         return True
+
+
+def _whole(factor: Factor) -> Tensor:
+    """Return [O, I], all weights one behind the other."""
+    weights = [one.detach() for one in factor.weights]
+    return weights[0].t().contiguous() if factor.turned else torch.cat(weights) if len(weights) > 1 else weights[0]
 
 
 class Packs:
@@ -96,24 +139,30 @@ class Packs:
 
     def __init__(self, most: int | None = None) -> None:
         self.room = self.most = _room() if most is None else most
-        self._of: dict[Hashable, tuple[Tensor, Pack | None]] = {}
+        self._of: dict[Hashable, tuple[Factor, Pack | None]] = {}
         self._lock = threading.Lock()
         self.nbytes = 0
 
-    def find(self, weight: Tensor, *, turned: bool) -> Pack | None:
-        """Return the copy of a weight; None: it has to do without.
-
-        Args:
-            weight, turned: as of a `Pack`.
-        """
-        key = id(weight), turned  # of which the entry keeps it alive
+    def find(self, factor: Factor) -> Pack | None:
+        """Return the copy of weights; None: they have to do without."""
+        key = factor.key  # of which the entry keeps the weights alive
         with self._lock:
             if key not in self._of:
-                if self.nbytes + weight.nbytes > self.most:
+                if self.nbytes + factor.nbytes > self.most:
                     return None
-                self._of[key] = weight, _made(weight, turned=turned)
-                self.nbytes += 0 if self._of[key][1] is None else weight.nbytes
+                self._of[key] = factor, _made(factor)
+                self.nbytes += 0 if self._of[key][1] is None else factor.nbytes
             return self._of[key][1]
+
+    def all_of(self, factors: Iterable[Factor]) -> dict[Factor, Pack]:
+        """Return the copies of what is to be multiplied by, as far as there are any; of weights apart if need be."""
+        found: dict[Factor, Pack] = {}
+        for factor in factors:
+            whole = self.find(factor)
+            parts = [] if whole is not None or len(factor.weights) == 1 else factor.parts
+            made = {factor: whole} | {one: self.find(one) for one in parts}
+            found |= {one: pack for one, pack in made.items() if pack is not None}
+        return found
 
     def refresh(self) -> None:
         """Copy again what holds other values by now."""
@@ -130,11 +179,11 @@ def _product() -> Any:
     return unit.product
 
 
-def _made(weight: Tensor, *, turned: bool) -> Pack | None:
-    if not _can_be_packed(weight):
+def _made(factor: Factor) -> Pack | None:
+    if not all(_can_be_packed(one) for one in factor.weights):
         return None
     try:
-        pack = Pack(weight, turned=turned)
+        pack = Pack(factor)
         return pack if pack.right() else None
     except RuntimeError:  # this CPU has no such kernel
         return None
@@ -157,32 +206,84 @@ def available() -> bool:
     )
 
 
+class Noted:
+    """The products by the weights of a model in a pass.
+
+    Attributes:
+        given: what was multiplied; held, so that ids stay theirs.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._own = {id(one) for one in model.parameters()}
+        # By whether weights are turned, and what they have in common: weights and biases, by weight.
+        self._products: dict[tuple[bool, Hashable], dict[int, tuple[Tensor, Tensor | None]]] = {}
+        self.given: list[Tensor] = []
+
+    def note(self, given: Tensor, weight: Tensor, bias: Tensor | None, turned: bool) -> None:
+        """Take in a product."""
+        if id(weight) not in self._own or not given.dtype == weight.dtype == (weight if bias is None else bias).dtype:
+            return
+        self.given.append(given)
+        joins = weight.dtype == torch.float32 and not turned and _can_be_packed(weight)
+        joins = joins and (bias is None or id(bias) in self._own)
+        same: Hashable = (id(given), given._version, bias is None) if joins else id(weight)
+        self._products.setdefault((turned, same), {})[id(weight)] = weight, bias
+
+    @property
+    def factors(self) -> list[Factor]:
+        """What it multiplies by; weights side by side where they never multiply but together."""
+        groups = [tuple(held.values()) for held in self._products.values()]
+        ways: dict[int, set[Hashable]] = {}
+        for group in groups:
+            for weight, _ in group:
+                ways.setdefault(id(weight), set()).add(tuple((id(one), id(bias)) for one, bias in group))
+        found: dict[Hashable, Factor] = {}
+        for (turned, _), group in zip(self._products, groups, strict=True):
+            weights, biases = zip(*group, strict=True)
+            whole = Factor(weights, biases, turned)
+            stands = len(group) == 1 or all(len(ways[id(one)]) == 1 for one in weights)
+            found |= {one.key: one for one in ((whole,) if stands else whole.parts)}
+        return list(found.values())
+
+
 @contextmanager
-def noting(model: nn.Module) -> Iterator[dict[Hashable, tuple[Tensor, bool]]]:
-    """Yield a table that takes the weights that `model` multiplies by, and whether they are turned."""
-    found: dict[Hashable, tuple[Tensor, bool]] = {}
-    own = {id(one) for one in model.parameters()}
-
-    def note(given: Tensor, weight: Tensor, bias: Tensor | None, turned: bool) -> None:
-        if id(weight) in own and given.dtype == weight.dtype and (bias is None or bias.dtype == weight.dtype):
-            found.setdefault((id(weight), turned), (weight, turned))
-
-    with _Products(note):
-        yield found
+def noting(model: nn.Module) -> Iterator[Noted]:
+    """Yield what takes in the products by weights of `model` meanwhile."""
+    noted = Noted(model)
+    with _Products(noted.note):
+        yield noted
 
 
 @contextmanager
-def multiplying(packed: Mapping[Hashable, Tensor]) -> Iterator[None]:
-    """Multiply by copies meanwhile, which are given by the keys of `noting`."""
+def multiplying(packed: Mapping[Factor, Tensor]) -> Iterator[None]:
+    """Multiply by copies meanwhile."""
+    places = {(id(one), factor.turned): (factor, i) for factor in packed for i, one in enumerate(factor.weights)}
+    latest: dict[Factor, tuple[Tensor, int, Sequence[Tensor]]] = {}  # what was multiplied last, and the products
 
     def multiply(given: Tensor, weight: Tensor, bias: Tensor | None, turned: bool) -> Tensor | None:
-        copy = packed.get((id(weight), turned))
-        if copy is None or not (weight.dtype == torch.float32 or given.is_contiguous()):
+        place = places.get((id(weight), turned))
+        if place is None or not (weight.dtype == torch.float32 or given.is_contiguous()):
             return None  # in 16 bits torch may round twice where rows do not lie together
-        return multiplied(given, copy, bias)
+        factor, i = place
+        if len(factor.weights) == 1:
+            return multiplied(given, packed[factor], bias)
+        if bias is not factor.biases[i]:
+            return None
+        known = latest.get(factor)
+        if known is None or known[0] is not given or known[1] != given._version:
+            known = latest[factor] = given, given._version, _apart(given, packed[factor], factor)
+        return known[2][i]
 
     with _Products(multiply):
         yield
+
+
+def _apart(given: Tensor, packed: Tensor, factor: Factor) -> Sequence[Tensor]:
+    """Return the products by each of the weights of a copy."""
+    biases = [one for one in factor.biases if one is not None]
+    products = multiplied(given, packed, torch.cat(biases) if biases else None)
+    parts: Sequence[Tensor] = torch.split(products, list(factor.sizes), dim=-1)
+    return parts
 
 
 class _Products(TorchFunctionMode):

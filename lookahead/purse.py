@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -30,8 +29,7 @@ _YOUNG = 32  # passes before which the curve changes with every one
 _IDLE = 4  # passes at rest of which but one is looked at
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """How many nodes run, and why.
 
     Attributes:
@@ -49,8 +47,7 @@ class Choice:
     row_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Spent:
+class Spent(NamedTuple):
     """What a pass took and brought.
 
     Attributes:
@@ -110,13 +107,14 @@ class Purse:
         self._sizes = np.arange(1, self._most + 2)
         self._runs = self._sizes if counts is None else counts.table(self._most + 1)  # rows of so many nodes
         self._seconds = self._hull = np.zeros(0)
+        self._prices: FloatArray = np.zeros(0, np.float32)  # of nodes, when so many are there already
         self._priced_at, self._known = _FRESH - _SELDOM, False  # when prices were computed, and whether in real seconds
         self._unknown: list[int] = []
         self._hopes: dict[int, float] = {}  # seconds of passes over sizes that little is known of, by size
         self._turns = 0
         self._elapsed_s = 0.0  # since the switches were told of it
         self._base = Recent(RECENT)  # seconds of a step outside of its pass
-        self._growing, self._node_s = growing, 0.0
+        self._growing = growing
         self._earns = _GUIDED if guided else _EARNS
         self._last = Choice(0, "fixed", 0.0)
         self._explored_at = self._offered_at = -_FRESH
@@ -148,7 +146,7 @@ class Purse:
             self._priced_at = self._turns
             self._seconds = self._curve.seconds(self._runs, context=context)
             self._hull = _rising(np.diff(self._seconds))
-            self._node_s = self._growing.value
+            self._prices = (self._hull + self._growing.value).astype(np.float32)
             self._unknown = self._untried()
             self._known = self._curve.passes > 0
             self._hopes.clear()
@@ -158,11 +156,8 @@ class Purse:
         if token_s == 0.0 or not self._known or self._may_explore_beyond():
             self.floors = None
             return
-        floors = np.empty(len(self._sizes), np.float32)
-        floors[0] = 0.0
-        floors[1:] = _CAUTION * self._earns * (self._hull + self._node_s) / (token_s * max(rows, 1))
-        floors[1:] = self._trust.claims(floors[1:])
-        self.floors = floors
+        self.floors = np.zeros(len(self._sizes), np.float32)
+        self._trust.claims(self._prices, _CAUTION * self._earns / (token_s * max(rows, 1)), self.floors[1:])
 
     def choose(self, drafts: Mapping[int, Draft], rows: int) -> tuple[Choice, Mapping[int, Draft]]:
         """Return how many nodes of each row run, and the drafts cut to that.
@@ -180,15 +175,12 @@ class Purse:
             return self._last, drafts
         expected, probes, filled = np.full(self.most + 1, float(rows)), 0, 1
         for draft in drafts.values():
-            gains = self._trust.gains(draft)[: self.most]
-            brings = np.cumsum(gains)
-            expected[1 : len(gains) + 1] += brings
-            expected[len(gains) + 1 :] += brings[-1] if len(gains) else 0.0
+            nodes = self._trust.expect(draft, expected)
             # What no draft can fill is no choice.
-            probes, filled = max(probes, len(draft) - 1 - len(gains)), max(filled, len(gains) + 1)
+            probes, filled = max(probes, len(draft) - 1 - nodes), max(filled, min(nodes, self.most) + 1)
         self._last = self._weighed(expected[:filled], probes)
         nodes = self._last.nodes
-        return self._last, {row: draft.trim(nodes, draft.path_weight()) for row, draft in drafts.items()}
+        return self._last, {row: draft.trim(nodes) for row, draft in drafts.items()}
 
     def _unasked(self, rows: int, expected: float) -> Choice:
         """Return the choice where there is none."""

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -28,7 +29,7 @@ from lookahead.conversions import conversions
 from lookahead.cost import Costs
 from lookahead.families import Family, text_config
 from lookahead.model_state import LARGEST, state_of
-from lookahead.packing import Pack, Packs, available, multiplying, noting
+from lookahead.packing import Factor, Pack, Packs, available, multiplying, noting
 from lookahead.static.choice import reason_against
 from lookahead.topk import TOP, best_tokens
 
@@ -135,7 +136,7 @@ class _Pass(nn.Module):
         # Then it is known that one node needs no mask; otherwise one is made even so, of the right size.
         self.skips = kind == _NODE and implementation_of(text_config(model)) == "sdpa"
         self._layers = [None if isinstance(layer, TreeLayer) else layer for layer in layers]
-        self.packs: dict[Hashable, Pack] = {}  # of weights, by what `packing` calls them
+        self.packs: dict[Factor, Pack] = {}  # by what it multiplies by
 
     def forward(self, tokens: Tensor, positions: Tensor, span: Tensor, *tensors: Tensor) -> Tensor:
         """Return the logits [B, N, V]; behind a prompt, at least the last ones.
@@ -186,7 +187,7 @@ class Script:
     @property
     def copied(self) -> int:
         """Bytes of the weights that it multiplies by copies of."""
-        return sum(one.weight.nbytes for one in self._packs)
+        return sum(one.nbytes for one in self._packs)
 
     def run(self, tokens: Tensor, positions: Tensor, mask: Any, cache: TreeCache) -> Tensor | None:
         """Return the logits [B, N, V] of a pass, whose rows go behind what `cache` holds; None: it has failed.
@@ -369,22 +370,22 @@ def _recorded(kind: str, module: _Pass, cache: TreeCache, packs: Packs | None) -
 
 
 def _tried(kind: str, module: _Pass, cache: TreeCache, packs: Packs | None) -> Any:
-    module.packs, skips = {} if packs is None else _packs_of(kind, module, cache, packs), module.skips
-    try:
-        return _skipping(kind, module, cache)
-    except Exception:
+    factors, skips = [] if packs is None else _factors(kind, module, cache), module.skips
+    for tried in (factors, [part for one in factors for part in one.parts]):  # by weights together, and by each
+        module.packs, module.skips = {} if packs is None else packs.all_of(tried), skips
         if not module.packs:
-            raise
-        module.packs, module.skips = {}, skips  # with the weights themselves it may be recorded
-        return _skipping(kind, module, cache)
+            break
+        with suppress(Exception):
+            return _skipping(kind, module, cache)
+    module.packs, module.skips = {}, skips  # with the weights themselves it may be recorded
+    return _skipping(kind, module, cache)
 
 
-def _packs_of(kind: str, module: _Pass, cache: TreeCache, packs: Packs) -> dict[Hashable, Pack]:
-    """Return copies of what a pass multiplies by, as far as there are any."""
-    with torch.no_grad(), noting(module.model) as found:
+def _factors(kind: str, module: _Pass, cache: TreeCache) -> list[Factor]:
+    """Return what a pass multiplies by."""
+    with torch.no_grad(), noting(module.model) as noted:
         module(*_example(module, cache, *_EXAMPLES[kind][1]))
-    made = {key: packs.find(weight, turned=turned) for key, (weight, turned) in found.items()}
-    return {key: pack for key, pack in made.items() if pack is not None}
+    return noted.factors
 
 
 def _skipping(kind: str, module: _Pass, cache: TreeCache) -> Any:

@@ -254,11 +254,16 @@ class Target:
             for row, draft in enumerate(drafts):
                 n = len(draft)
                 ancestors[row, :n, :n] = draft.ancestors()
+        places = self._places(drafts, columns, size) if self._masks.windows else None
+        return self._masks.tree(torch.from_numpy(ancestors), places, self.cache.used)
+
+    def _places(self, drafts: Sequence[Draft], columns: Sequence[int], size: int) -> NDArray[np.int64]:
+        """Return [B, N], where in the text nodes are, padding included."""
         places = np.zeros((len(drafts), size), np.int64)
         for row, draft in enumerate(drafts):
             places[row] = self.cache.prompt + columns[row]
             places[row, : len(draft)] += draft.depth
-        return self._masks.tree(torch.from_numpy(ancestors), places, self.cache.used)
+        return places
 
     def _padding_mask(self, size: int) -> Tensor | None:
         """Return [B, S + N] int64, 1 where a slot holds a token, for models that make their masks themselves."""

@@ -13,6 +13,8 @@ TOP = 8
 """Successors of every node that drafters may learn from."""
 
 LANE = 64  # logits whose maximum is looked at first; most lanes hold none of the best
+_FEW = 1 << 19  # logits that one thread looks through before several have begun
+_NAN, _ALL, _SIGN = np.int32(0x7F800000), np.int32(0x7FFFFFFF), np.int32(31)  # bits of float32: beyond them is NaN, …
 
 
 def best_tokens(logits: Tensor, count: int) -> tuple[IntArray, FloatArray]:
@@ -29,14 +31,17 @@ def best_tokens(logits: Tensor, count: int) -> tuple[IntArray, FloatArray]:
         return tokens.to(torch.int32).cpu().numpy(), values.cpu().numpy()
     logits = logits.detach().contiguous()
     rows, width = logits.shape
-    lanes = width // LANE
-    peaks = (
-        torch.unflatten(logits[:, : lanes * LANE], -1, (lanes, LANE)).amax(-1) if lanes else logits.new_empty((rows, 0))
-    )
+    lanes, held = width // LANE, logits.numpy()
+    peaks = np.empty((rows, lanes), np.int32)
+    if rows * width <= _FEW:
+        _find_peaks(held.view(np.int32), peaks)
+    elif lanes:
+        found = torch.unflatten(logits[:, : lanes * LANE], -1, (lanes, LANE)).amax(-1)
+        _rank(found.numpy().view(np.int32), peaks)
     top_tokens = np.empty((rows, count), np.int32)
     top_values = np.empty((rows, count), np.float32)
-    scratch = np.empty(count, np.int32), np.empty(count, np.float32)
-    _best(logits.numpy(), peaks.numpy(), top_tokens, top_values, *scratch)
+    scratch = np.empty((2, count), np.int32)
+    _best(held, peaks, top_tokens, top_values, *scratch)
     return top_tokens, top_values
 
 
@@ -78,11 +83,42 @@ def best_there(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 @kernel
+def _find_peaks(bits, peaks):  # type: ignore[no-untyped-def]
+    """Fill `peaks` [N, V // LANE] with the largest of each lane of `bits` [N, V] of float32, as `_rank` does."""
+    for row in range(peaks.shape[0]):
+        for lane in range(peaks.shape[1]):
+            top, size, start = ~_ALL, np.int32(0), lane * LANE
+            for i in range(LANE):
+                value = bits[row, start + i]
+                top, size = max(top, _ordered(value)), max(size, value & _ALL)
+            peaks[row, lane] = _ranked(top, size)
+
+
+@kernel
+def _rank(bits, ranks):  # type: ignore[no-untyped-def]
+    """Fill `ranks` [N, L] with whole numbers that rise as the float32 with these `bits` do, for `_before`."""
+    for row in range(bits.shape[0]):
+        for i in range(bits.shape[1]):
+            ranks[row, i] = _ranked(_ordered(bits[row, i]), bits[row, i] & _ALL)
+
+
+@inner
+def _ordered(bits):  # type: ignore[no-untyped-def]
+    return bits ^ ((bits >> _SIGN) & _ALL)  # below 0 all others turn
+
+
+@inner
+def _ranked(top, size):  # type: ignore[no-untyped-def]
+    """Return the largest of what has these ordered bits, and those without signs, at most: NaN is, -0.0 is 0.0."""
+    return _ALL if size > _NAN else top + np.int32(top == -1)
+
+
+@kernel
 def _best(logits, peaks, top_tokens, top_values, chosen, heights):  # type: ignore[no-untyped-def]
     """Fill both tables.
 
     Args:
-        peaks: [N, V // LANE] the maximum of each full lane.
+        peaks: [N, V // LANE] the maximum of each full lane, as a rank.
         chosen: [count] room for lanes, and `heights` for their maxima.
     """
     rows, width = logits.shape

@@ -61,10 +61,19 @@ class Trust:
         _judge(draft.parents, draft.weight, draft.probe, draft.source, self._line, claims, chances)
         return chances
 
-    def claims(self, gains: FloatArray) -> FloatArray:
-        """Return [A] float32: the least claims of the first, second, … nodes that are expected to bring `gains`."""
-        claims = np.empty_like(gains)
-        _claim(self._line, self._ranks, gains, claims)
+    def expect(self, draft: Draft, expected: NDArray[np.float64]) -> int:
+        """Add to `expected` [M + 1] what 0, 1, … nodes of a draft are expected to bring; return how many it has."""
+        return int(_add(draft.parents, draft.weight, draft.probe, draft.source, self._line, self._ranks, expected))
+
+    def claims(self, gains: FloatArray, part: float = 1.0, out: FloatArray | None = None) -> FloatArray:
+        """Return [A] float32: the least claims of the first, second, … nodes that are expected to bring `gains`.
+
+        Args:
+            part: of the gains that they are to bring.
+            out: [A], takes what is returned.
+        """
+        claims = np.empty_like(gains) if out is None else out
+        _claim(self._line, self._ranks, gains, part, claims)
         return claims
 
     def observe(self, draft: Draft, tokens: NDArray[np.int64]) -> None:
@@ -120,13 +129,13 @@ def _chance(line, claim, depth, x):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _claim(line, ranks, gains, claims):  # type: ignore[no-untyped-def]
+def _claim(line, ranks, gains, part, claims):  # type: ignore[no-untyped-def]
     """Do the reverse of `_expect`, for nodes of any depth."""
     least = 0.0
     for rank in range(len(gains)):
         seen = ranks[1, rank] + _DOUBT
         own = _SHARE + (1.0 - _SHARE) * _DOUBT / seen
-        chance = (gains[rank] - (1.0 - _SHARE) * ranks[0, rank] / seen) / own
+        chance = (part * gains[rank] - (1.0 - _SHARE) * ranks[0, rank] / seen) / own
         chance = min(max(chance, 1e-6), 1.0 - 1e-6)
         z = np.log(chance / (1.0 - chance))
         odds = min((z - line[4]) / line[3], (z - line[1] - line[2] * _DEEP) / line[0])
@@ -158,6 +167,16 @@ def _expect(parents, weight, probe, source, line, ranks, out):  # type: ignore[n
             out[rank] = _SHARE * chances[i] + (1.0 - _SHARE) * usual if chances[i] > 0.0 else 0.0
             rank += 1
     return rank
+
+
+@njit(cache=True)
+def _add(parents, weight, probe, source, line, ranks, expected):  # type: ignore[no-untyped-def]
+    gains = np.empty(len(parents), np.float32)
+    used, brings = _expect(parents, weight, probe, source, line, ranks, gains), 0.0
+    for n in range(1, len(expected)):
+        brings += gains[n - 1] if n <= used else 0.0
+        expected[n] += brings
+    return used
 
 
 @njit(cache=True)

@@ -34,7 +34,7 @@ class Turn:
     context: int
     begin: float
     drafts: list[Draft] = field(default_factory=list)
-    choice: Choice = Choice(0, "rests", 0.0)  # noqa: RUF009 - it is frozen
+    choice: Choice = Choice(0, "rests", 0.0)  # noqa: RUF009 - it does not change
     best: Any = None
     paths: list[list[int]] = field(default_factory=list)
     offered: dict[int, Draft] = field(default_factory=dict)

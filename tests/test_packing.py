@@ -21,7 +21,7 @@ from zoo import zoo
 
 from lookahead import InvalidArgument, Lookahead, packing
 from lookahead import script as scripts
-from lookahead.packing import Pack, Packs, available, multiplied, multiplying, noting
+from lookahead.packing import Factor, Pack, Packs, available, multiplied, multiplying, noting
 from lookahead.script import recorded_of
 from lookahead.testing import Oracle
 
@@ -60,7 +60,7 @@ SIZES = st.integers(1, 70)
 def test_products_are_those_of_the_weight(rows: int, outs: int, ins: int, turned: bool, seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
     weight, x = torch.randn((outs, ins), generator=random), torch.randn((rows, ins), generator=random)
-    pack = Pack(weight.t().contiguous() if turned else weight, turned=turned)
+    pack = Pack(Factor((weight.t().contiguous() if turned else weight,), turned=turned))
     exact, found = x.double() @ weight.double().t(), multiplied(x, pack.packed, None)
     assert float((exact - found).abs().max()) <= 1e-6 * (1 + float(exact.abs().max())) * ins**0.5
     assert pack.right()
@@ -70,7 +70,7 @@ def test_products_are_those_of_the_weight(rows: int, outs: int, ins: int, turned
 def test_products_in_bfloat16_have_the_same_bits(rows: int, seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
     weight, x, bias = (torch.randn(shape, generator=random).bfloat16() for shape in ((48, 64), (rows, 64), (48,)))
-    pack = Packs(10**9).find(weight, turned=False)
+    pack = Packs(10**9).find(Factor((weight,)))
     if pack is not None:  # otherwise the kernels of this CPU round in another way, and it does without
         assert torch.equal(multiplied(x, pack.packed, bias), nn.functional.linear(x, weight, bias))
 
@@ -79,7 +79,7 @@ def test_copies_that_multiply_otherwise_are_not_used(monkeypatch: pytest.MonkeyP
     """Such as where a setting of torch rounds what is multiplied to 16 bits."""
     right = multiplied
     monkeypatch.setattr(packing, "multiplied", lambda x, w, b: right(x.bfloat16().float(), w, b))
-    assert Packs(10**9).find(torch.randn(64, 64), turned=False) is None
+    assert Packs(10**9).find(Factor((torch.randn(64, 64),))) is None
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_copies_that_multiply_otherwise_are_not_used(monkeypatch: pytest.MonkeyP
     ],
 )
 def test_what_has_no_copy(weight: Tensor) -> None:
-    assert Packs(10**9).find(weight, turned=False) is None
+    assert Packs(10**9).find(Factor((weight,))) is None
 
 
 def test_a_cpu_without_the_kernel_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,22 +119,135 @@ def test_only_products_by_weights_of_the_model_count() -> None:
             return torch.addmm(other[0, :4], nn.functional.linear(x, other), self.weight)
 
     model = Some()
-    with torch.no_grad(), noting(model) as found:
+    with torch.no_grad(), noting(model) as noted:
         model(torch.randn(3, 8))
-    weights = {(id(model.inner.weight), False), (id(model.weight), True)}
-    assert set(found) == weights
+    assert {one.key for one in noted.factors} == {(False, id(model.inner.weight)), (True, id(model.weight))}
 
 
 def test_other_forms_of_the_same_calls_are_left_alone() -> None:
     x, weight, bias = torch.randn(3, 8), torch.randn(8, 8), torch.randn(8)
-    packed = {(id(weight), turned): Pack(weight, turned=turned).packed for turned in (False, True)}
-    with multiplying(packed):
+    factors = [Factor((weight,), turned=turned) for turned in (False, True)]
+    with multiplying({one: Pack(one).packed for one in factors}):
         found = torch.addmm(bias, x, weight, beta=0.5), torch.addmm(torch.zeros(3, 8), x, weight), x @ weight
         named = nn.functional.linear(input=x, weight=weight, bias=bias)
     assert torch.equal(found[0], torch.addmm(bias, x, weight, beta=0.5))
     assert torch.equal(found[1], torch.addmm(torch.zeros(3, 8), x, weight))
     assert torch.equal(found[2], x @ weight)
     torch.testing.assert_close(named, nn.functional.linear(x, weight, bias))
+
+
+# Products of the same thing
+
+
+class Parallel(nn.Module):
+    """Three layers over one thing, and a fourth over what they make."""
+
+    def __init__(self, bias: bool = True, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(8, outs, bias=bias, dtype=dtype) for outs in (8, 16, 24))
+        self.d = nn.Linear(8, 8, dtype=dtype)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        found = [self.a(x), self.b(x), self.c(x)]
+        return [*found, self.d(found[0] + 1)]
+
+
+def factors_of(model: nn.Module, *given_ids: Tensor) -> list[Factor]:
+    with torch.no_grad(), noting(model) as noted:
+        model(*given_ids)
+    return noted.factors
+
+
+def same_as_plain(model: nn.Module, *given_ids: Tensor) -> None:
+    """What is multiplied by copies gives what the model gives."""
+    packs = Packs(10**9).all_of(factors_of(model, *given_ids))
+    with torch.no_grad(), multiplying({one: pack.packed for one, pack in packs.items()}):
+        found = model(*given_ids)
+    for one, expected in zip(found, model(*given_ids), strict=True):
+        torch.testing.assert_close(one, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_weights_that_multiply_the_same_have_one_copy(bias: bool) -> None:
+    model, x = Parallel(bias), torch.randn(5, 8)
+    assert [one.sizes for one in factors_of(model, x)] == [(8, 16, 24), (8,)]
+    same_as_plain(model, x)
+    packs = Packs(10**9)
+    assert sum(one.nbytes for one in packs.all_of(factors_of(model, x)).values()) == packs.nbytes
+    assert packs.nbytes == sum(one.nbytes for one in model.parameters() if one.dim() == 2)
+
+
+def test_in_16_bits_each_has_its_own() -> None:
+    """What is cut out of other products does not lie together, and is rounded otherwise where it is multiplied."""
+    model = Parallel(dtype=torch.bfloat16)
+    assert [one.sizes for one in factors_of(model, torch.randn(5, 8).bfloat16())] == [(8,), (16,), (24,), (8,)]
+
+
+class Changed(Parallel):
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = x.clone()
+        found = [self.a(x), self.b(x)]
+        return [*found, self.c(x.add_(1.0))]
+
+
+class Again(Parallel):
+    """One of them has other company the second time."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        y = x + 1
+        return [self.a(x), self.b(x), self.a(y), self.c(y), self.d(y)]
+
+
+class Half(Parallel):
+    """One of them adds nothing, and one what is no weight."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        linear = nn.functional.linear
+        return [self.a(x), linear(x, self.b.weight), self.c(x), linear(x, self.d.weight, 2 * self.d.bias)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [(Changed, [(8, 16), (24,)]), (Again, [(8,), (16,), (24,), (8,)]), (Half, [(8, 24), (16,), (8,)])],
+)
+def test_what_has_no_copy_together(kind: type[Parallel], sizes: list[tuple[int, ...]]) -> None:
+    model, x = kind(), torch.randn(5, 8)
+    assert [one.sizes for one in factors_of(model, x)] == sizes
+    same_as_plain(model, x)
+
+
+def test_what_changes_between_two_products_is_multiplied_again() -> None:
+    """Also where it did not change while it was looked at."""
+    model, x = Parallel(), torch.randn(5, 8)
+    packs = Packs(10**9).all_of(factors_of(model, x))
+    with torch.no_grad(), multiplying({one: pack.packed for one, pack in packs.items()}):
+        model.a(x)
+        found, other = model.b(x.mul_(-1.0)), nn.functional.linear(x, model.c.weight)
+    torch.testing.assert_close(found, model.b(x), atol=1e-5, rtol=0)
+    torch.testing.assert_close(other, nn.functional.linear(x, model.c.weight), atol=1e-5, rtol=0)
+
+
+def test_where_there_is_no_room_for_all_there_may_be_for_some() -> None:
+    model, x = Parallel(bias=False), torch.randn(5, 8)
+    packs = Packs(model.a.weight.nbytes + model.b.weight.nbytes)
+    found = packs.all_of(factors_of(model, x))
+    assert [one.sizes for one in found] == [(8,), (16,)]
+    assert packs.nbytes == packs.most
+
+
+def test_what_cannot_be_recorded_together_is_recorded_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, trace = fresh(), torch.jit.trace
+
+    def fails(module: Any, *given_ids: Any, **named: Any) -> Any:
+        if any(len(one.weights) > 1 for one in module.packs):
+            raise RuntimeError("view size is not compatible")
+        return trace(module, *given_ids, **named)
+
+    monkeypatch.setattr(torch.jit, "trace", fails)
+    expected = model.generate(**ids_of(), max_new_tokens=12)
+    assert torch.equal(Lookahead(model, nodes=6, script=True).generate(**ids_of(), max_new_tokens=12), expected)
+    assert all(copied(model).values())
+    assert not any(one.refused for one in recorded_of(model)), recorded_of(model)
 
 
 # Passes

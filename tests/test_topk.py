@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lookahead import topk
 from lookahead.topk import LANE, best_tokens
 
-VALUES = st.one_of(st.sampled_from([0.0, 1.0, -1.0, math.inf, -math.inf, math.nan]), st.floats(-4, 4, width=32))
+SPECIAL = [0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, math.nan, math.copysign(math.nan, -1.0)]
+VALUES = st.one_of(st.sampled_from(SPECIAL), st.floats(-4, 4, width=32))
 
 
 def naive(row: list[float], count: int) -> list[int]:
@@ -39,7 +42,7 @@ def test_equals_naive(rows: list[list[float]], count: int) -> None:
 def rows_at_the_lanes(draw: st.DrawFn) -> list[float]:
     """A row about as wide as a number of lanes, flat but for a few places: at the borders of lanes and anywhere."""
     width = max(1, draw(st.integers(0, 12)) * LANE + draw(st.integers(-2, 2)))
-    row = [draw(st.sampled_from([0.0, -math.inf, 1.0, math.nan]))] * width
+    row = [draw(st.sampled_from(SPECIAL))] * width
     borders = [at for lane in range(width // LANE + 1) for at in (lane * LANE - 1, lane * LANE) if 0 <= at < width]
     places = st.one_of(st.integers(0, width - 1), st.sampled_from([*borders, width - 1]))
     for place in draw(st.lists(places, max_size=24)):
@@ -48,11 +51,12 @@ def rows_at_the_lanes(draw: st.DrawFn) -> list[float]:
 
 
 @settings(max_examples=300)
-@given(rows_at_the_lanes(), st.integers(1, 16))
-def test_equals_naive_at_the_borders_of_lanes(row: list[float], count: int) -> None:
+@given(rows_at_the_lanes(), st.integers(1, 16), st.booleans())
+def test_equals_naive_at_the_borders_of_lanes(row: list[float], count: int, many: bool) -> None:
     """Fewer lanes than are asked for, as many, and more; a rest behind the last one, or none."""
     logits = torch.tensor([row, row[::-1]], dtype=torch.float32)
-    tokens, values = best_tokens(logits, count)
+    with mock.patch.object(topk, "_FEW", 0 if many else topk._FEW):
+        tokens, values = best_tokens(logits, count)
     for one, found, kept in zip(logits, tokens.tolist(), values, strict=True):
         assert found == naive(one.tolist(), count)
         np.testing.assert_array_equal(kept, one.numpy()[found])
