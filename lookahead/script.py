@@ -414,6 +414,7 @@ def _compared(kind: str, module: _Pass, cache: TreeCache) -> Any:
             raise _Refused("torch records nothing here")
         if any(one.numel() > LARGEST for one in _constants(script)):
             raise _Refused("it holds tensors that are neither weights nor buffers")
+        _lighten(script)
         for nodes, used in others:
             tensors = _example(module, cache, nodes, used)
             again = [one if one.is_mkldnn else one.clone() for one in tensors]
@@ -444,6 +445,36 @@ def _costs(script: Any, module: _Pass, cache: TreeCache) -> Costs | None:
     known = np.array(sizes, np.float64)
     slope = (seconds[-1] - seconds[0]) / max(known[-1] - known[0], 1.0)
     return lambda nodes: np.interp(nodes, known, seconds) + slope * np.maximum(nodes - known[-1], 0.0)
+
+
+# Half of a width, as where positions are rotated: three operations on tensors for one on numbers.
+_DIVIDED = """
+graph(%x, %dim, %by):
+  %size : int = aten::size(%x, %dim)
+  %held : Tensor = prim::NumToTensor(%size)
+  %part : Tensor = aten::floor_divide(%held, %by)
+  %out : int = aten::Int(%part)
+  return (%out)
+"""
+_HALVED = """
+graph(%x, %dim, %by):
+  %size : int = aten::size(%x, %dim)
+  %divisor : int = aten::Int(%by)
+  %out : int = aten::floordiv(%size, %divisor)
+  return (%out)
+"""
+
+
+def _lighten(script: Any) -> None:
+    """Let a recording do each thing but once, and count with numbers; what it computes stays."""
+    # Shapes are those of the example, and would be folded into it.
+    names = ("inline", "erase_shape_information", "constant_propagation", "cse", "dce", "constant_pooling")
+    passes: list[Any] = [getattr(torch._C, f"_jit_pass_{name}", None) for name in names]
+    passes.insert(2, getattr(torch._C, "_jit_pass_custom_pattern_based_rewrite_graph", None))
+    if not all(passes):
+        return  # another release of torch: it runs as it was recorded
+    for i, one in enumerate(passes):
+        one(*((_DIVIDED, _HALVED) if i == 2 else ()), script.graph)
 
 
 def _constants(script: Any) -> list[Tensor]:

@@ -133,6 +133,33 @@ def test_models_of_few_positions_are_recorded() -> None:
     assert kinds_of(model)["tree"] == ""
 
 
+def test_recordings_do_nothing_twice_and_count_with_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, lighten = [], scripts._lighten
+
+    def watched(script: Any) -> None:
+        before = sum(1 for _ in script.inlined_graph.nodes())
+        lighten(script)
+        found.append((before, [one.kind() for one in script.graph.nodes()]))
+
+    monkeypatch.setattr(scripts, "_lighten", watched)
+    model = fresh()
+    expected = model.generate(**ids_of(), max_new_tokens=12)
+    assert torch.equal(Lookahead(model, nodes=6, script=True).generate(**ids_of(), max_new_tokens=12), expected)
+    assert "tree" in kinds_of(model)
+    assert not any(kinds_of(model).values())
+    for before, kinds in found:
+        assert len(kinds) < before
+        assert "aten::floor_divide" not in kinds
+
+
+def test_what_another_torch_cannot_lighten_runs_as_it_was_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch._C, "_jit_pass_cse")
+    model = fresh()
+    expected = model.generate(**ids_of(), max_new_tokens=12)
+    assert torch.equal(Lookahead(model, nodes=6, script=True).generate(**ids_of(), max_new_tokens=12), expected)
+    assert not any(kinds_of(model).values())
+
+
 def test_long_passes_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     """There, what Python takes is nothing."""
     model = fresh()
