@@ -137,7 +137,7 @@ def test_recordings_do_nothing_twice_and_count_with_numbers(monkeypatch: pytest.
     found, lighten = [], scripts._lighten
 
     def watched(script: Any) -> None:
-        before = sum(1 for _ in script.inlined_graph.nodes())
+        before = [one.kind() for one in script.inlined_graph.nodes()]
         lighten(script)
         found.append((before, [one.kind() for one in script.graph.nodes()]))
 
@@ -147,9 +147,11 @@ def test_recordings_do_nothing_twice_and_count_with_numbers(monkeypatch: pytest.
     assert torch.equal(Lookahead(model, nodes=6, script=True).generate(**ids_of(), max_new_tokens=12), expected)
     assert "tree" in kinds_of(model)
     assert not any(kinds_of(model).values())
-    for before, kinds in found:
-        assert len(kinds) < before
-        assert "aten::floor_divide" not in kinds
+    for before, after in found:
+        assert len(after) < len(before)
+        assert after.count("aten::floor_divide") <= before.count("aten::floor_divide") - 8, (
+            "of queries and keys, halves"
+        )
 
 
 def test_what_another_torch_cannot_lighten_runs_as_it_was_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
