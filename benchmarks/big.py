@@ -114,7 +114,13 @@ def main() -> None:
     model = random_model(options)
     replay = Replay(model)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=load_tokenizer(options.tokenizer))
-    makers = [systems.plain, systems.ours, systems.prompt_lookup, systems.arctic, partial(systems.arctic, tree=False)]
+    makers = [
+        systems.plain,
+        partial(systems.ours, script=True),
+        systems.prompt_lookup,
+        systems.arctic,
+        partial(systems.arctic, tree=False),
+    ]
     replayed = [Replayed(make(model, tokenizer), replay, outputs) for make in makers]
     contest = Contest(texts, replayed, dict(LEFT_OUT))
     with status("warming up …") as say:

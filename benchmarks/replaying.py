@@ -25,6 +25,7 @@ class Replay:
     def __init__(self, model: Any) -> None:
         self._model, self._class = model, type(model)
         self._text = torch.full((ROOM + 1,), -1, dtype=torch.int64, device=model.device)
+        model.register_buffer("replayed", self._text, persistent=False)  # so that recorded passes look at it
         replay = self
 
         @wraps(self._class.forward)

@@ -172,17 +172,23 @@ def ours(model: Any, tokenizer: Any, **options: Any) -> Here:
             pool = pools.setdefault(item.before, Pool())
             _fill(Lookahead(model, pool=pool, **options), item, pool)
 
-        def call(given: dict[str, Any]) -> Tensor:
-            one = Lookahead(model, tokenizer, pool=pool, remember=None, **options)
-            ids: Tensor = one.generate(**given)
-            assert one.last is not None
-            passes[0] = 1 + len(one.last.passes)
-            return ids
-
-        return call
+        return _counting(passes, lambda: Lookahead(model, tokenizer, pool=pool, remember=None, **options))
 
     settings = {"nodes": "auto"} | {name: value for name, value in options.items() if isinstance(value, int | str)}
     return Here(OURS, model, tokenizer, make, settings, own_grammar=True, passes=lambda: passes[0])
+
+
+def _counting(passes: list[int], make: Callable[[], Lookahead]) -> Call:
+    """Return what generates by a new `Lookahead`, and sets `passes` to how many it took; no hook is in its way."""
+
+    def call(given: dict[str, Any]) -> Tensor:
+        one = make()
+        ids: Tensor = one.generate(**given)
+        assert one.last is not None
+        passes[:] = [1 + len(one.last.passes)]
+        return ids
+
+    return call
 
 
 def _fill(lookahead: Lookahead, item: Item, pool: Pool) -> None:
@@ -211,14 +217,17 @@ def arctic(model: Any, tokenizer: Any, *, tree: bool = True) -> Here:
         fix = "pip install --no-deps arctic-inference"
         raise CannotRun(f"not installed ({error}); {fix}") from error
 
+    passes = [0]
+
     def make(item: Item) -> Call:
         one = drafter()
         for ids in item.before or ():
             _generate(model, one, Item(item.workload, ids, item.new))
-        return lambda given: Lookahead(model, tokenizer, drafter=one, nodes=ARCTIC_NODES, script=True).generate(**given)
+        options: dict[str, Any] = {"drafter": one, "nodes": ARCTIC_NODES, "script": True}
+        return _counting(passes, lambda: Lookahead(model, tokenizer, **options))
 
     name = ARCTIC_TREE if tree else ARCTIC_CHAIN
-    return Here(name, model, tokenizer, make, settings, own_grammar=True)
+    return Here(name, model, tokenizer, make, settings, own_grammar=True, passes=lambda: passes[0])
 
 
 def _generate(model: Any, drafter: Drafter, item: Item) -> None:
