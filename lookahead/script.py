@@ -371,7 +371,8 @@ def _recorded(kind: str, module: _Pass, cache: TreeCache, packs: Packs | None) -
 
 def _tried(kind: str, module: _Pass, cache: TreeCache, packs: Packs | None) -> Any:
     factors, skips = [] if packs is None else _factors(kind, module, cache), module.skips
-    for tried in (factors, [part for one in factors for part in one.parts]):  # by weights together, and by each
+    parts = [part for one in factors for part in one.parts]
+    for tried in (factors, parts) if len(parts) > len(factors) else (factors,):  # by weights together, and by each
         module.packs, module.skips = {} if packs is None else packs.all_of(tried), skips
         if not module.packs:
             break
