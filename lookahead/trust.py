@@ -48,13 +48,6 @@ class Trust:
         self._ranks = np.zeros((2, _RANKS))  # n-th nodes that were right, and all
         self.drafts = 0
 
-    def gains(self, draft: Draft) -> FloatArray:
-        """Return [A] float32: what the acceptable nodes below the root are expected to bring, by falling claims."""
-        out = np.empty(len(draft), np.float32)
-        used = _expect(draft.parents, draft.weight, draft.probe, draft.source, self._line, self._ranks, out)
-        gains: FloatArray = out[:used]
-        return gains
-
     def chances(self, draft: Draft) -> FloatArray:
         """Return [N] float32: the chance that each node is accepted; never more than its parent's, 0 for probes."""
         claims, chances = np.ones(len(draft), np.float32), np.ones(len(draft), np.float32)
