@@ -278,7 +278,7 @@ def switched(bench: Bench) -> str:
             seconds[name] = bench._generate(users[name].generate, prompt)[1]
             run = users[name].last
             assert run is not None
-            passes[name] += len(run.passes) + 1
+            passes[name] += run.forwards
         for name, found in ratios.items():
             found.append(seconds["none"] / seconds[name])
     means = ", ".join(f"{name} {statistics.median(found):.3f}" for name, found in ratios.items())

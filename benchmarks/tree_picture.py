@@ -158,7 +158,7 @@ def grown(run: Run, number: int, tree: Tree) -> tuple[list[Node], int]:
 
 def _add_pick(run: Run, number: int, tree: Tree, nodes: list[Node], places: dict[int, Node]) -> None:
     """Put the model's own pick behind the accepted path, where the trace tells it."""
-    begin = 1 + sum(one.committed[tree.row] for one in run.passes[: number - 1])
+    begin = run.prefills + sum(one.committed[tree.row] for one in run.passes[: number - 1])
     at = begin + run.passes[number - 1].committed[tree.row] - 1
     if not tree.path or tree.row >= len(run.outputs) or not begin <= at < len(run.outputs[tree.row]):
         return
@@ -213,7 +213,7 @@ def _head(run: Run, number: int, tree: Tree, left_out: int) -> Iterable[str]:
 
 def _before(run: Run, number: int, row: int) -> str:
     """Return the end of the text before a pass."""
-    end = 1 + sum(one.committed[row] for one in run.passes[: number - 1])
+    end = run.prefills + sum(one.committed[row] for one in run.passes[: number - 1])
     if run.wording is None:
         text = " ".join(f"#{token}" for token in run.outputs[row][:end]) if row < len(run.outputs) else ""
     else:

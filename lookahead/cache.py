@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,12 @@ from lookahead.errors import UnsupportedCache
 NAME = "cache" if "cache" in {one.name for one in fields(CausalLMOutputWithPast)} else "past_key_values"
 """What `transformers` calls a cache among inputs and outputs: "cache" since 5.24."""
 
+Held = tuple[Tensor, Tensor]
+"""Keys and values of a layer, [B, H, S, D] each."""
+
 BLOCK = 128  # slots; a buffer grows by a quarter of itself, and by no less than this
 REALIGN = 128  # slots; holes are closed when they are this many and half of what was generated
+_NOTHING: Mapping[int, Held] = MappingProxyType({})
 
 
 class TreeLayer(DynamicLayer):  # type: ignore[misc]
@@ -33,19 +38,25 @@ class TreeLayer(DynamicLayer):  # type: ignore[misc]
 
     The first `used` slots are kept; a pass writes its rows behind them and they count only once they are kept.
 
+    Args:
+        keys, values: [B, H, S, D] what it holds; copied.
+        room: slots to allocate beyond it.
+        used: slots of them that are kept; then they are taken over as the buffers. None: all.
+
     Attributes:
         keys, values: what the latest pass attended to.
     """
 
     is_croppable = False
 
-    def __init__(self, keys: Tensor, values: Tensor, room: int) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, room: int, *, used: int | None = None) -> None:
         self._shown = 0
         super().__init__()
-        self.used = keys.shape[-2]
+        self.used = keys.shape[-2] if used is None else used
         self.dtype, self.device = keys.dtype, keys.device
-        self._keys = _enlarged(keys, self.used, self.used + room)
-        self._values = _enlarged(values, self.used, self.used + room)
+        self._keys, self._values = keys, values
+        if used is None:
+            self._keys, self._values = (_enlarged(one, self.used, self.used + room) for one in (keys, values))
         self.is_initialized = True
         self.show(self.used)
 
@@ -134,16 +145,23 @@ class TreeCache(Cache):  # type: ignore[misc]
         cache: the ordinary cache after the prefill; its tensors are taken over, layer by layer.
         rows: the batch size.
         room: slots to allocate beyond the prompt; more are added when needed.
+        filled: buffers of layers of a `cache` that holds nothing, by their numbers: keys and values of the prompt, of
+            `slots` slots, with the rows of a pass behind them; taken over.
 
     Attributes:
         attention: its layers that hold keys and values.
     """
 
-    def __init__(self, cache: DynamicCache, *, rows: int, room: int) -> None:
+    def __init__(
+        self, cache: DynamicCache, *, rows: int, room: int, filled: Mapping[int, Held] = _NOTHING, slots: int = 0
+    ) -> None:
         require_ordinary(cache)
         layers: list[Any] = []
         try:
-            for layer in cache.layers:
+            for i, layer in enumerate(cache.layers):
+                if i in filled:
+                    layers.append(TreeLayer(*filled[i], room, used=slots))
+                    continue
                 holds = layer.keys is not None and layer.keys.numel() > 0
                 layers.append(TreeLayer(layer.keys, layer.values, room) if holds else layer)
                 layer.keys = layer.values = None

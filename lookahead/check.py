@@ -311,8 +311,7 @@ class Check:
         if isinstance(ours.error, (UnsupportedModel, UnsupportedArgument)):
             raise InvalidInput(str(ours.error)) from ours.error
         if timed and ours.error is None and run.last is not None:
-            passes = len(run.last.passes) + 1
-            self.speeds.append(Speed(prompt, run.last.tokens, passes, plain_s, seconds))
+            self.speeds.append(Speed(prompt, run.last.tokens, run.last.forwards, plain_s, seconds))
         if plain.error is not None and difference(plain, ours) is None:
             self.skipped.append(f"{prompt}, {kind.name}: not compared, both raise {plain.error!r}")
         else:

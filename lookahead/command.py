@@ -211,7 +211,7 @@ def served(args: argparse.Namespace) -> Iterator[None]:
 
 def say_stats(tokens: int, run: Run | None, seconds: float) -> None:
     """Write to standard error what a call took; without a run it was plain."""
-    passes = tokens if run is None else len(run.passes) + 1
+    passes = tokens if run is None else run.forwards
     each = f"{tokens / passes:.2f} tokens per pass"
     print(f"{tokens} tokens, {passes} passes, {each}, {seconds:.2f} s", file=sys.stderr, flush=True)
 

@@ -85,7 +85,7 @@ class Row:
 
     @property
     def passes(self) -> int:
-        return len(self.trials[0].run.passes) + 1
+        return self.trials[0].run.forwards
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `demo --json` writes."""

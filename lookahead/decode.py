@@ -15,6 +15,7 @@ from torch import Tensor
 from lookahead.draft import Draft
 from lookahead.drafter import Drafter
 from lookahead.errors import GrammarError, InvalidDraft
+from lookahead.opening import Opening
 from lookahead.progress import Contexts, Progress
 from lookahead.purse import Purse, Spent
 from lookahead.sampling import Sampler
@@ -34,6 +35,7 @@ class Decoder:
     """Decodes one batch from the logits of its prefill to the end.
 
     Args:
+        target: runs passes behind the prompt; or the prompt together with the first draft, and then makes way.
         drafters: one a row; empty for plain decoding.
         purse: says who drafts, and how many nodes run.
         vocab: drafted tokens must be smaller.
@@ -41,7 +43,7 @@ class Decoder:
 
     def __init__(
         self,
-        target: Target | StaticTarget,
+        target: Target | StaticTarget | Opening,
         sampler: Sampler,
         progress: Progress,
         contexts: Contexts,
@@ -50,7 +52,8 @@ class Decoder:
         purse: Purse,
         vocab: int,
     ) -> None:
-        self._target, self._sampler, self._progress, self._contexts = target, sampler, progress, contexts
+        self._target: Target | StaticTarget | Opening = target
+        self._sampler, self._progress, self._contexts = sampler, progress, contexts
         self._drafters, self._purse, self._vocab = drafters, purse, vocab
         grammar = next(iter(sampler.grammars), None)
         self._matchers = [None if grammar is None else grammar.matcher(row) for row in range(progress.rows)]
@@ -63,19 +66,28 @@ class Decoder:
         self._account_s = 0.0  # what it took to account for the last step, for each row that drafted
         self._open: Turn | None = None  # the step that is not accounted for yet
 
-    def run(self, prefill: Tensor) -> None:
-        """Generate until every row is done. `prefill`: [B, 1, V], the logits after the prompt."""
+    def run(self, prefill: Tensor | None) -> None:
+        """Generate until every row is done.
+
+        Args:
+            prefill: [B, 1, V], the logits after the prompt; None: it runs in the first step.
+        """
+        try:
+            if prefill is not None:
+                self._start(prefill)
+            while not self._progress.done:
+                self.step()
+        finally:
+            self._catch_up()
+
+    def _start(self, prefill: Tensor) -> None:
+        """Pick the first token of all rows."""
         roots = [Draft.root(0)] * self._progress.rows
         self._sampler.judge(prefill, None, self._progress.length, [root.depth for root in roots])
         self._sampler.load(prefill, 0)
         self._sampler.learn(walk(roots, self._sampler, self._progress))
         for row in range(self._progress.rows):
             self._contexts.extend(row, 0, self._progress.new_tokens(row, 0))
-        try:
-            while not self._progress.done:
-                self.step()
-        finally:
-            self._catch_up()
 
     def step(self) -> None:
         """Run one pass over the trees of all rows.
@@ -111,7 +123,7 @@ class Decoder:
             behind = min((progress.length[row] for row in going), default=0)
             progress.held = frozenset(row for row in going if progress.length[row] > behind)
             going = self._going() if progress.held else going
-        return Turn(list(progress.length), going, asked, self._target.cache.used, begin)
+        return Turn(list(progress.length), going, asked, self._target.used, begin)
 
     def _going(self) -> list[int]:
         """Return the rows that may pick a token of their own."""
@@ -258,7 +270,11 @@ class Decoder:
     def _keep(self, turn: Turn) -> None:
         """Keep the rows of tokens that are still there and have a successor; a taken-back token may go further back."""
         counts = [self._progress.length[row] - start for row, start in enumerate(turn.starts)]
-        self._target.keep([path[: max(count, 0)] for path, count in zip(turn.paths, counts, strict=True)])
+        paths = [path[: max(count, 0)] for path, count in zip(turn.paths, counts, strict=True)]
+        if isinstance(self._target, Opening):
+            self._target, turn.opens = self._target.keep(paths), True
+            return
+        self._target.keep(paths)
         for row, count in enumerate(counts):
             if count < 0:
                 self._target.drop(row, -count)
@@ -305,20 +321,11 @@ class Decoder:
             max(length - start, 0) for length, start in zip(self._progress.length, turn.starts, strict=True)
         )
         draft_s, verified_s, cache_s, learn_s = turn.laps
-        self._purse.observe(
-            Spent(
-                size=turn.size,
-                context=turn.context,
-                masks=turn.masks,
-                pass_s=verified_s + cache_s,
-                step_s=turn.seconds,
-                asking_s={row: seconds + self._account_s for row, seconds in turn.asking_s.items()},
-                grown=(sum(len(draft) - 1 for draft in turn.proposed.values()), draft_s),
-                tokens={row: min(committed[row], len(turn.paths[row])) for row in turn.going},
-                choice=turn.choice,
-            ),
-            [(draft, self._progress.new_tokens(row, turn.starts[row])) for row, draft in turn.proposed.items()],
-        )
+        followed = [(draft, self._progress.new_tokens(row, turn.starts[row])) for row, draft in turn.proposed.items()]
+        if turn.opens:  # it ran the prompt, too, and tells nothing of what other passes take
+            self._purse.follow(followed)
+        else:
+            self._purse.observe(self._spent(turn, committed), followed)
         account_s = 0.0 if self._target.runs_apart else time.perf_counter() - begin
         self._account_s = account_s / max(len(turn.asked), 1)
         return Pass(
@@ -336,7 +343,23 @@ class Decoder:
             learn_s=learn_s,
             step_s=turn.seconds + account_s,
             sources=shares([(turn.drafts[row], turn.paths[row], turn.costs[row]) for row in turn.asked]),
+            opens=turn.opens,
             trees=Grown((row, turn.offered[row], turn.drafts[row], turn.paths[row]) for row in turn.asked),
+        )
+
+    def _spent(self, turn: Turn, committed: Sequence[int]) -> Spent:
+        """Return what a step took and brought."""
+        draft_s, verified_s, cache_s, _ = turn.laps
+        return Spent(
+            size=turn.size,
+            context=turn.context,
+            masks=turn.masks,
+            pass_s=verified_s + cache_s,
+            step_s=turn.seconds,
+            asking_s={row: seconds + self._account_s for row, seconds in turn.asking_s.items()},
+            grown=(sum(len(draft) - 1 for draft in turn.proposed.values()), draft_s),
+            tokens={row: min(committed[row], len(turn.paths[row])) for row in turn.going},
+            choice=turn.choice,
         )
 
 

@@ -31,6 +31,7 @@ from lookahead.grammar.grammar import Grammar
 from lookahead.grammar.processor import GrammarProcessor
 from lookahead.grow import Grower
 from lookahead.memory import Memory, PoolLike, Remember
+from lookahead.opening import Opening, may_open
 from lookahead.pool.pool import Pool
 from lookahead.prefill import prefill
 from lookahead.progress import Contexts, Progress, Records, Stops
@@ -378,7 +379,14 @@ class Lookahead:
         begin = time.perf_counter()
         try:
             logits, target, contexts, drafters = self._begin(
-                input_ids, config, model_kwargs | {family.cache: passed}, family, progress, sampler, source
+                input_ids,
+                config,
+                model_kwargs | {family.cache: passed},
+                family,
+                progress,
+                sampler,
+                source,
+                unseen=not give_back,
             )
             prefill_s = time.perf_counter() - begin
             try:
@@ -390,9 +398,10 @@ class Lookahead:
                 self._learn_values(sampler, progress)
             finally:
                 sampler.finish(progress.settled)
-                if give_back:
+                if give_back and not isinstance(target, Opening):
                     target.give_back(own, max(min(progress.settled - 1, target.cache.complete), 0))
                 target.close()
+                prefill_s += target.recording_s if isinstance(target, Opening) else 0.0
                 passes = () if decoder is None else tuple(decoder.passes)
                 prompts, outputs = _texts(contexts, progress)
                 self.last = Run(progress.settled, passes, prefill_s, prompts, outputs, tokenizer=tokenizer)
@@ -415,19 +424,27 @@ class Lookahead:
         progress: Progress,
         sampler: Sampler,
         source: Tensor | None,
-    ) -> tuple[Tensor, Target | StaticTarget, Contexts, list[Drafter]]:
-        """Prefill; return the logits behind the prompt, the model behind its cache, and who drafts from what."""
+        *,
+        unseen: bool,
+    ) -> tuple[Tensor | None, Target | StaticTarget | Opening, Contexts, list[Drafter]]:
+        """Prefill; return the logits behind the prompt, the model behind its cache, and who drafts from what.
+
+        Where nobody sees the cache (`unseen`), the prompt may be left to run with the first draft; then there are no
+        logits yet.
+        """
         scripts = self._scripts(family, progress.rows)
-        prompt = prefill(self.model, input_ids, config, model_kwargs, scripts)
-        logits, (cache, cross) = prompt.logits, apart(model_kwargs[family.cache])
+        opens = scripts is not None and unseen and self.budget.most > 0
+        opens = opens and may_open(self.model, family, input_ids, config, model_kwargs)
+        prompt = prefill(self.model, input_ids, config, model_kwargs, scripts, opens=opens)
+        cache, cross = apart(model_kwargs[family.cache])
         require_ordinary(cache)
         shown = model_kwargs.get("attention_mask" if cross is None else "decoder_attention_mask")
         cached = length_of(cache, input_ids.shape[1] if shown is None else shown.shape[1])
         mask = padding_mask(shown, cached)
-        sampler.foresee(self._usual, input_ids, logits.shape[-1])
-        contexts = Contexts(*read_before(input_ids, mask, source, model_kwargs), logits.shape[-1])
+        sampler.foresee(self._usual, input_ids, prompt.width)
+        contexts = Contexts(*read_before(input_ids, mask, source, model_kwargs), prompt.width)
         for processor in sampler.grammars:
-            processor.begin(progress.rows, input_ids.shape[1], logits.shape[-1])
+            processor.begin(progress.rows, input_ids.shape[1], prompt.width)
         with sampler.undisturbed():
             rows = range(progress.rows if self.budget.most else 0)
             drafters = [self._started(contexts.view(row, 0)) for row in rows]
@@ -436,13 +453,21 @@ class Lookahead:
             room = progress.remaining(0) if self._chains else min(progress.remaining(0), ROOM)
             nodes = min(self.budget.most, self._counts.most) + self.drafter.probes + 1
             shapes: Any = {"nodes": nodes, "counts": self._counts, "chains": self._chains, "compiled": self._compiled}
-            return logits, StaticTarget(self.model, family, cache, mask, positions, room, **shapes), contexts, drafters
+            fixed = StaticTarget(self.model, family, cache, mask, positions, room, **shapes)
+            return prompt.logits, fixed, contexts, drafters
         room = min(progress.remaining(0), 2 * BLOCK) + self.budget.most + self.drafter.probes + 1
         encoder = {} if cross is None else {n: model_kwargs.get(n) for n in ("encoder_outputs", "attention_mask")}
         told: Any = {"encoder": encoder, "cross": cross, "scripts": scripts}
-        target = Target(self.model, family, cache, mask, positions, room, **told)
+
+        def follows(**filled: Any) -> Target:
+            return Target(self.model, family, cache, mask, positions, room, **told, **filled)
+
+        if scripts is not None and prompt.opening is not None:
+            first = Opening(self.model, family, input_ids, cache, scripts, prompt.opening, room, follows)
+            return None, first, contexts, drafters
+        target = follows()
         prompt.tell(scripts, self.model, target.cache)
-        return logits, target, contexts, drafters
+        return prompt.logits, target, contexts, drafters
 
     def _scripts(self, family: Family, rows: int) -> Scripts | None:
         """Return the recordings of the model as it is now, where passes may run as such."""
@@ -450,7 +475,7 @@ class Lookahead:
             return None
         return scripts_of(self.model, family, rows, at_once=bool(self._script), packed=self._packed)
 
-    def _purse(self, rows: int, sampler: Sampler, target: Target | StaticTarget) -> Purse:
+    def _purse(self, rows: int, sampler: Sampler, target: Target | StaticTarget | Opening) -> Purse:
         """Return what a batch may spend; what a pass costs depends on how tokens are picked, too."""
         where: dict[str, Any] = {"device": self.model.device.type, "model": self._key, "measured": target.costs}
         kind = *sampler.kind, self._compiled is not None, *target.recorded

@@ -102,9 +102,10 @@ class Totals:
     """What a run amounts to, its prefill left out.
 
     Attributes:
-        tokens: generated columns, the first of which came from the prefill.
+        tokens: generated columns.
         rows: rows of the batch; 0 where there was no pass.
-        tokens_per_pass: mean tokens a pass yields for a row, the prefill counted as a pass.
+        forwards: passes of the model, the prefill counted.
+        tokens_per_pass: mean tokens that each of them yields for a row.
         all: every pass.
         chosen: the passes whose number of nodes was chosen, not given.
         seconds: by part, as `PARTS` and then `other`, which is the step without them: below 0 where parts overlapped.
@@ -115,6 +116,7 @@ class Totals:
 
     tokens: int
     rows: int
+    forwards: int
     tokens_per_pass: float
     all: Group
     chosen: Group
@@ -139,7 +141,7 @@ class Totals:
         return {
             "tokens": self.tokens,
             "rows": self.rows,
-            "passes": self.all.passes + 1,
+            "passes": self.forwards,
             "tokens_per_pass": self.tokens_per_pass,
             "all": self.all.as_dict(),
             "chosen": self.chosen.as_dict(),
@@ -156,6 +158,7 @@ def explain(run: Run) -> Totals:
     return Totals(
         run.tokens,
         run.rows,
+        run.forwards,
         run.tokens_per_pass,
         Group.of(passes),
         Group.of([one for one in passes if one.why != "fixed"]),

@@ -66,7 +66,7 @@ def _show(trace: Run, *, steps: bool) -> None:
 def summary(totals: Totals) -> str:
     """Return in one line how far a pass got, and how far it was expected to."""
     chosen = totals.chosen
-    said = f"{_many(totals.tokens, 'token', 'tokens')} in {_many(totals.all.passes + 1, 'pass', 'passes')}"
+    said = f"{_many(totals.tokens, 'token', 'tokens')} in {_many(totals.forwards, 'pass', 'passes')}"
     said += f" with the prefill, {totals.tokens_per_pass:.2f} tokens per pass"
     said += f" in each of {totals.rows} rows" if totals.rows > 1 else ""
     if not chosen.passes:

@@ -264,7 +264,7 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
         "The keys of --json: tokens, rows, passes (with the prefill), tokens_per_pass; all, chosen (passes that chose "
         "how many nodes) and each reason in why, with passes, nodes, expected, committed; seconds, with draft, mask, "
         "forward, verify, cache, learn, other, step; each source in sources, with run, accepted, hit_rate, priced "
-        "(passes), earned_s, cost_s, net_s; unpriced (passes). Sums are over the passes after the prefill."
+        "(passes), earned_s, cost_s, net_s; unpriced (passes). Sums leave the prefill out."
     )
     parser.add_argument("trace", metavar="TRACE", help="a file that --trace wrote; - is standard input")
     more = parser.add_mutually_exclusive_group()

@@ -11,9 +11,8 @@ A copy must not outlive what it is a copy of: weights are looked at once in a ca
 
 from __future__ import annotations
 
-import ctypes
 import threading
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -22,15 +21,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from numba import types
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lookahead.model_state import precisions
-from lookahead.sources.kernels import background_kernel
+from lookahead.sources.kernels import background_kernel, loader
 
 _SMALLEST = 1 << 14  # numbers of a weight that is worth a copy
 _SHARE = 0.25  # of the memory that is free
+_LITTLE = 1 << 22  # bytes of weights that are looked at sooner than a thread begins
 _SURELY = 1 << 28  # bytes that may be taken where nobody says what is free
 _TRIED = (33, 5, 1)  # rows of products that are compared
 _NEAR = 1e-5  # by which products in float32 may differ, over the largest of them
@@ -88,18 +89,19 @@ class Pack:
     Attributes:
         packed: the copy, in an order that only oneDNN knows.
         nbytes: bytes of the weights.
+        places: [W, 2] their addresses, and the bytes of each.
     """
 
     def __init__(self, factor: Factor) -> None:
         self._factor, self.nbytes = factor, factor.nbytes
-        self._data = [_bytes_of(one) for one in factor.weights]
+        # [W, 2]: where they lie in memory, and their bytes; as long as they are there, which the factor sees to.
+        self.places = np.array([(one.data_ptr(), one.nbytes) for one in factor.weights], np.int64)
         self._seen: list[int] = []
         self.packed: Tensor
-        self.refresh()
+        self.refresh(_fingerprints(self.places))
 
-    def refresh(self) -> None:
-        """Copy the weights again if they hold other values by now."""
-        seen = [_fingerprint(data) for data in self._data]
+    def refresh(self, seen: list[int]) -> None:
+        """Copy the weights again if they hold other values by now, whose fingerprints are `seen`."""
         if seen == self._seen:
             return
         with torch.no_grad():
@@ -141,6 +143,7 @@ class Packs:
         self.room = self.most = _room() if most is None else most
         self._of: dict[Hashable, tuple[Factor, Pack | None]] = {}
         self._lock = threading.Lock()
+        self._looking: _Looking | None = None
         self.nbytes = 0
 
     def find(self, factor: Factor) -> Pack | None:
@@ -165,11 +168,57 @@ class Packs:
         return found
 
     def refresh(self) -> None:
-        """Copy again what holds other values by now."""
+        """Begin to copy again what holds other values by now; who multiplies by the copies calls `settle` first.
+
+        Weights are looked at beside what the caller does next: a prompt has to be read before the model is needed.
+        """
+        if self.nbytes < _LITTLE:
+            self._refresh()
+        else:
+            self._looking = _Looking(self._refresh)
+
+    def settle(self) -> None:
+        """Wait until all copies are of what the weights were at the last `refresh`, or later.
+
+        Raises:
+            RuntimeError: they could not be copied.
+        """
+        looking = self._looking
+        if looking is not None:
+            looking.wait()
+            if self._looking is looking:
+                self._looking = None
+
+    def _refresh(self) -> None:
         with self._lock:
-            for _, pack in self._of.values():
-                if pack is not None:
-                    pack.refresh()
+            packs = [pack for _, pack in self._of.values() if pack is not None]
+            if not packs:
+                return
+            seen = _fingerprints(np.concatenate([pack.places for pack in packs]))
+            for pack in packs:
+                pack.refresh([seen.pop(0) for _ in pack.places])
+
+
+class _Looking:
+    """Something done in a thread of its own, whose failure is told to who waits for it."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work = work
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="lookahead-weights", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:
+            self._failure = error
+
+    def wait(self) -> None:
+        """Wait until it is done."""
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
 
 
 @cache
@@ -352,29 +401,31 @@ def _left_in_group(folder: str = "/sys/fs/cgroup") -> int | None:
     return None
 
 
-def _bytes_of(weight: Tensor) -> NDArray[np.uint8]:
-    """Return the memory of a weight without gaps; not by its own `numpy()`, which forbids to ever resize it."""
-    data: NDArray[np.uint8] = np.ctypeslib.as_array((ctypes.c_uint8 * weight.nbytes).from_address(weight.data_ptr()))
-    return data
+def _fingerprints(places: NDArray[np.int64]) -> list[int]:
+    """Return a number of each piece of memory ([W, 2]: address and bytes) that is another for other bits in it."""
+    found = np.zeros(len(places), np.uint64)
+    _mix(places, found)
+    numbers: list[int] = found.tolist()
+    return numbers
 
 
-def _fingerprint(data: NDArray[np.uint8]) -> int:
-    """Return a number that is another for other values: 64 bits of all bits, and of where they are."""
-    whole = len(data) // 8 * 8
-    mixed = int(_mixed(data[:whole].view(np.uint64)))
-    return mixed if whole == len(data) else mixed ^ int.from_bytes(data[whole:].tobytes(), "little")
+_word, _byte = loader(types.uint64, types.uint64), loader(types.uint8, types.uint64)
 
 
 @background_kernel
-def _mixed(words: Any) -> Any:
-    """Return the sum of all words, each mixed with its place, modulo 2**64; memory is what takes the time.
+def _mix(places, found):  # type: ignore[no-untyped-def]
+    """Fill `found` with the sums of all words, each mixed with its place, modulo 2**64; memory is what takes the time.
 
     The mixing is that of SplitMix64 (Steele, Lea and Flood 2014), in which every bit moves half of all bits.
     """
-    odd, total = np.uint64(0x9E3779B97F4A7C15), np.uint64(0)
-    for i in range(len(words)):
-        word = words[i] + np.uint64(i) * odd
-        word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        total += word ^ (word >> np.uint64(31))
-    return total
+    odd = np.uint64(0x9E3779B97F4A7C15)
+    for n in range(len(places)):
+        address, words, total = places[n, 0], places[n, 1] // 8, np.uint64(0)
+        for i in range(words):
+            word = _word(address, i) + np.uint64(i) * odd
+            word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            total += word ^ (word >> np.uint64(31))
+        for i in range(8 * words, places[n, 1]):
+            total ^= _byte(address, i) << np.uint64(8 * (i % 8))
+        found[n] = total

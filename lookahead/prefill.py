@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicCache
 from lookahead.cache import NAME, TreeCache
 
 if TYPE_CHECKING:
-    from lookahead.script import Scripts
+    from lookahead.script import Script, Scripts
 
 _PLAIN = frozenset({NAME, "attention_mask", "position_ids", "use_cache", "logits_to_keep"})
 """Inputs of a prompt that is tokens and nothing else."""
@@ -25,33 +25,51 @@ class Prefill:
     """What came of the pass over a prompt.
 
     Attributes:
-        logits: [B, 1, V], the last ones.
+        logits: [B, 1, V], the last ones; None: it has not run, and is to run together with the first draft.
+        width: of logits.
         seconds: that it took.
         written: whether it ran as the model is written, though a recording could have run it.
+        opens: whether it could have run together with a draft.
+        opening: the recording that is to run it so.
     """
 
-    logits: Tensor
-    seconds: float
-    written: bool
+    logits: Tensor | None
+    width: int
+    seconds: float = 0.0
+    written: bool = False
+    opens: bool = False
+    opening: Script | None = None
 
     def tell(self, scripts: Scripts | None, model: Any, cache: TreeCache) -> None:
         """Let the recordings of a model know, of which one may be worth its time by now."""
-        if scripts is not None and self.written:
-            scripts.prefilled(model, cache, self.seconds)
+        if scripts is not None and (self.written or self.opens):
+            scripts.prefilled(model, cache, self.seconds, opens=self.opens)
 
 
 def prefill(
-    model: Any, input_ids: Tensor, config: Any, model_kwargs: dict[str, Any], scripts: Scripts | None
+    model: Any,
+    input_ids: Tensor,
+    config: Any,
+    model_kwargs: dict[str, Any],
+    scripts: Scripts | None,
+    *,
+    opens: bool = False,
 ) -> Prefill:
-    """Run the prompt [B, N] through `model` and fill its cache, as recorded where it is."""
+    """Run the prompt [B, N] through `model` and fill its cache, as recorded where it is.
+
+    Args:
+        opens: whether it may run together with a draft; where that is recorded, it is left to.
+    """
     begin, logits = time.perf_counter(), None
-    ordinary = scripts is not None and is_ordinary(input_ids, config, model_kwargs)
+    if scripts is not None and opens and scripts.opening is not None:
+        return Prefill(None, scripts.opening.width, opens=True, opening=scripts.opening)
+    ordinary = scripts is not None and (opens or is_ordinary(input_ids, config, model_kwargs))
     if scripts is not None and ordinary:
         logits = scripts.prefill(input_ids, model_kwargs[NAME])
     recorded = logits is not None
     if logits is None:
         logits = model._prefill(input_ids, config, model_kwargs).logits[:, -1:].clone()
-    return Prefill(logits, time.perf_counter() - begin, ordinary and not recorded)
+    return Prefill(logits, logits.shape[-1], time.perf_counter() - begin, ordinary and not recorded, opens)
 
 
 def is_ordinary(input_ids: Tensor, config: Any, model_kwargs: Mapping[str, Any]) -> bool:

@@ -206,8 +206,7 @@ class Purse:
         """Learn from a pass, and from what was proposed in it with the tokens that `followed`."""
         if self.most == 0:
             return
-        for draft, tokens in () if self._budget.fixed else followed:
-            self._trust.observe(draft, tokens)
+        self.follow(followed)
         self._turns += 1
         self._elapsed_s += min(spent.step_s, self._rate.usual_s or spent.step_s)
         if not (spent.asking_s or self._budget.fixed) and self._turns % _IDLE:
@@ -230,6 +229,11 @@ class Purse:
             budget.saved = min(budget.saved + SIZES * budget.explore * self._elapsed_s, held)
             self._judge(spent, count)
         self._elapsed_s = 0.0
+
+    def follow(self, followed: Iterable[tuple[Draft, NDArray[np.int64]]]) -> None:
+        """Learn how far drafts can be believed from what was proposed with the tokens that `followed`."""
+        for draft, tokens in () if self._budget.fixed else followed:
+            self._trust.observe(draft, tokens)
 
     def _judge(self, spent: Spent, tokens: int) -> None:
         """Tell the switch of each row what drafting brought it, against plain decoding."""

@@ -83,7 +83,7 @@ def coloured(tokenizer: Any, row: Row, *, colour: bool) -> Text:
 def _pieces(tokenizer: Any, row: Row) -> Iterator[tuple[str, int]]:
     """Yield the text and the number of tokens of each pass; half a character waits for the next pass."""
     trial = row.trials[0]
-    counts = [1, *(one.committed[0] for one in trial.run.passes)]
+    counts = [1] * trial.run.prefills + [*(one.committed[0] for one in trial.run.passes)]
     end, shown, waiting = 0, 0, 0
     for count in counts:
         end, waiting = end + count, waiting + count

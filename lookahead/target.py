@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from lookahead.attention import shared_heads
-from lookahead.cache import TreeCache, joined
+from lookahead.cache import Held, TreeCache, joined
 from lookahead.draft import Draft
 from lookahead.families import Family, text_config
 from lookahead.mask import TreeMasks
@@ -64,6 +64,7 @@ class Target:
         room: slots to allocate for generated tokens.
         encoder: what a decoder is given of its encoder, and `cross`, the cache of that.
         scripts: recordings of the model, where there can be some.
+        filled, slots: of a `cache` that holds nothing yet, see `TreeCache`.
 
     Attributes:
         best: None: the best successors of nodes are looked for by whoever needs them.
@@ -85,13 +86,15 @@ class Target:
         encoder: Mapping[str, Any] = MappingProxyType({}),
         cross: DynamicCache | None = None,
         scripts: Scripts | None = None,
+        filled: Mapping[int, Held] = MappingProxyType({}),
+        slots: int = 0,
     ) -> None:
         self._scripts = scripts
         self._model, self._family, self._inputs = model, family, dict(family.inputs) | dict(encoder)
         self._table, self._config = family.table, text_config(model)
         rows = last_position.shape[0]
         self._states = StateCache(cache, rows=rows, prompt=int(last_position.max()) + 1) if family.state else None
-        tree = None if family.state else TreeCache(cache, rows=rows, room=room)
+        tree = None if family.state else TreeCache(cache, rows=rows, room=room, filled=filled, slots=slots)
         self.cache = cast(Any, tree if self._states is None else self._states)
         # A model that is spread or offloaded has no one device; inputs go where its first keys are.
         self._device = self.cache.device
@@ -107,6 +110,11 @@ class Target:
         self.prepared_s = self.recording_s = 0.0
         self._watch = Watch(self._device)
         self._next_position = last_position.cpu().numpy() + 1
+
+    @property
+    def used(self) -> int:
+        """Slots of its cache in use."""
+        return int(self.cache.used)
 
     @property
     def seconds(self) -> float:

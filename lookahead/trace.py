@@ -95,6 +95,7 @@ class Pass:
         step_s: seconds of the whole step.
         sources: what each source had in it, by name.
         trees: what was drafted in it, of each row that drafted anything.
+        opens: whether it ran the prompt, too; what that took is told as the prefill, see `Run.prefill_s`.
     """
 
     nodes: int
@@ -112,6 +113,7 @@ class Pass:
     step_s: float = 0.0
     sources: Mapping[str, Share] = field(default_factory=dict)
     trees: Sequence[Tree] = ()
+    opens: bool = False
 
     @property
     def outside_s(self) -> float:
@@ -134,9 +136,10 @@ class Run:
     """What one call of `generate()` did. In a notebook it shows itself, pass by pass.
 
     Attributes:
-        tokens: generated columns, the first of which came from the prefill.
-        passes: the passes after the prefill.
-        prefill_s: seconds before the first pass: the prefill, and what drafters did with the prompt.
+        tokens: generated columns.
+        passes: the passes over trees. The first one may have run the prompt, too (`Pass.opens`); otherwise there was a
+            pass before it, the prefill, which the first token came from.
+        prefill_s: seconds of the pass over the prompt, and what drafters did with that.
         prompts: of each row, the tokens that its drafter knew when it began: the prompt without padding, and what an
             encoder read. array("i").
         outputs: of each row, the tokens that it generated, without padding. array("i").
@@ -153,9 +156,19 @@ class Run:
     tokenizer: Any = field(default=None, repr=False, compare=False)
 
     @property
+    def prefills(self) -> int:
+        """Passes over nothing but the prompt, each of which gave a token: 1, or 0 where the first draft ran with it."""
+        return 0 if self.passes and self.passes[0].opens else 1
+
+    @property
+    def forwards(self) -> int:
+        """Passes of the model, the prefill counted."""
+        return self.prefills + len(self.passes)
+
+    @property
     def tokens_per_pass(self) -> float:
         """Mean tokens a model pass yields for a row, the prefill counted as a pass (MAT)."""
-        return self.tokens / (len(self.passes) + 1)
+        return self.tokens / self.forwards
 
     @property
     def rows(self) -> int:

@@ -205,6 +205,12 @@ def _number(value: Any) -> float:
     return float(value)
 
 
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("a string")
@@ -276,6 +282,7 @@ KINDS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "int": (int, _count),
     "float": (_rounded, _number),
     "str": (str, _text),
+    "bool": (bool, _flag),
     "tuple[int, ...]": (_counts_out, _counts),
     "Mapping[str, Share]": (_sources_out, _sources),
     "Sequence[Tree]": (_trees_out, _trees),

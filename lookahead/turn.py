@@ -26,6 +26,7 @@ class Turn:
         prepared_s, model_s: what inputs and model took of the pass.
         costs: of the drafters, by row: seconds that single sources took.
         laps: the seconds of drafting, verifying, keeping and learning.
+        opens: whether it ran the prompt, too.
     """
 
     starts: list[int]
@@ -45,6 +46,7 @@ class Turn:
     model_s: float = 0.0
     costs: dict[int, Mapping[str, float]] = field(default_factory=dict)
     laps: list[float] = field(default_factory=list)
+    opens: bool = False
 
     @property
     def size(self) -> int:

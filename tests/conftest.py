@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(items: list[Any]) -> None:
 def many_recordings() -> Iterator[None]:
     """More models are recorded than a process should."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lookahead.script._MOST", 10**6)
+        patch.setattr("lookahead.recording._MOST", 10**6)
         yield
 
 

@@ -260,16 +260,16 @@ def test_run_adds_up(case: Case) -> None:
         return
     run, columns = result.last, len(result.answers[0])
     assert run.tokens == columns
-    assert len(run.passes) <= columns - 1
+    assert len(run.passes) <= columns - run.prefills
     for one in run.passes:
         assert 1 <= one.nodes <= case.nodes + probes_of(case) + 1
         assert all(0 <= n <= one.nodes for n in one.committed)
         assert min(one.draft_s, one.mask_s, one.model_s, one.verify_s, one.cache_s, one.learn_s, one.outside_s) >= 0
     if case.nodes == 0:
-        assert [max(one.committed) for one in run.passes] == [1] * (columns - 1)
+        assert [max(one.committed) for one in run.passes] == [1] * (columns - run.prefills)
     if not (case.eos or case.criteria or case.stop_strings):
-        assert all(sum(one.committed[row] for one in run.passes) == columns - 1 for row in range(len(result.answers)))
-    assert run.tokens_per_pass == columns / (len(run.passes) + 1)
+        assert all(sum(one.committed[row] for one in run.passes) == columns - run.prefills for row in range(len(result.answers)))
+    assert run.tokens_per_pass == columns / run.forwards
 
 
 # The law says nothing where nothing happens: these hold that the cases above reach what they are meant to reach.

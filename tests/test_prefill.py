@@ -119,7 +119,7 @@ def _counted(given: dict[str, Any], model: Any) -> None:
 def told(change: Any) -> tuple[Any, Lookahead, dict[str, Any], dict[str, Any]]:
     """Compare texts behind a changed prompt, after a recorded one; return the model, and what both were given."""
     model = fresh("llama", "float64")
-    la = Lookahead(model, nodes=4, script=True)
+    la = Lookahead(model, nodes=0, script=True)
     la.generate(**ids_of())
     plain, ours = ids_of(), ids_of()
     change(plain, model)
@@ -152,24 +152,24 @@ def test_prompts_that_are_told_what_they_are_anyhow(change: Any, ran: list[int])
 
 def test_a_recorded_prompt_that_fails_is_run_as_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     model = fresh("llama", "float64")
-    la = Lookahead(model, nodes=4, script=True)
+    la = Lookahead(model, nodes=0, script=True)
     expected = la.generate(**ids_of())
 
     def fails(*_: Any) -> None:
         raise RuntimeError("no such kernel")
 
-    run = scripts._run
-    monkeypatch.setattr(scripts, "_run", fails)
+    run = scripts.run
+    monkeypatch.setattr(scripts, "run", fails)
     assert torch.equal(la.generate(**ids_of()), expected)
     refused = {one.kind: one.refused for one in recorded_of(model)}
     assert "no such kernel" in refused["prompt"]
-    monkeypatch.setattr(scripts, "_run", run)
+    monkeypatch.setattr(scripts, "run", run)
     assert torch.equal(la.generate(**ids_of()), expected)
 
 
 def test_a_prompt_that_is_wrong_in_itself_changes_nothing(ran: list[int]) -> None:
     model = fresh("llama", "float64")
-    la = Lookahead(model, nodes=4, script=True)
+    la = Lookahead(model, nodes=0, script=True)
     la.generate(**ids_of())
     with pytest.raises(IndexError):
         la.generate(torch.tensor([[5, 99, 7]]), max_new_tokens=4)
@@ -181,9 +181,9 @@ def test_a_prompt_that_is_wrong_in_itself_changes_nothing(ran: list[int]) -> Non
 def test_prompts_are_recorded_once_that_is_worth_it(monkeypatch: pytest.MonkeyPatch, ran: list[int]) -> None:
     model = fresh()
     monkeypatch.setattr(scripts, "WORTH", 8)
-    la = Lookahead(model, nodes=4)
+    la = Lookahead(model, nodes=0)
     for _ in range(5):
         la.generate(**ids_of() | {"max_new_tokens": 1})
     assert ran == [9, 9]
-    Lookahead(model, nodes=4, script=False).generate(**ids_of())
+    Lookahead(model, nodes=0, script=False).generate(**ids_of())
     assert ran == [9, 9]

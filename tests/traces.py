@@ -66,6 +66,8 @@ def runs(draw: st.DrawFn, largest: float = 1e6) -> Run:
     """Any run, of numbers up to `largest`."""
     rows = draw(st.integers(1, 3))
     given = draw(st.lists(passes(rows, largest), max_size=6))
+    if given and draw(st.booleans()):
+        given[0] = replace(given[0], opens=True)
     run = Run(draw(st.integers(0, int(largest))), tuple(given), draw(st.floats(0, largest)))
     return replace(run, **_texts(draw, rows)) if draw(st.booleans()) else run
 

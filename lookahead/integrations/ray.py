@@ -352,8 +352,8 @@ def _across(answers: Sequence[Answer]) -> list[tuple[Kind, list[Any]]]:
 
 
 def _cost(trace: Run, row: int) -> tuple[int, int]:
-    tokens, passes = len(trace.outputs[row]), 1
-    held = 1  # of the prefill
+    tokens, passes = len(trace.outputs[row]), trace.prefills
+    held = passes  # a prefill gives one token
     for one in trace.passes:
         if held >= tokens:
             break

@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from lookahead.draft import IntArray
 from lookahead.pool.index import LISTED, WORDS, Run, hash_listed
 from lookahead.pool.sort import DEPTH
-from lookahead.sources.kernels import Records, inner, kernel, records
+from lookahead.sources.kernels import Records, inner, kernel, loader, records
 
 LENGTHS = np.array([1, 2, 4, 8, 16], np.int64)
 """Lengths of the suffixes whose successors are counted, rising."""
@@ -64,22 +63,7 @@ def views(runs: Sequence[Run]) -> Records:
     return table
 
 
-def _loader(kind: Any) -> Any:
-    """Return a function for kernels that reads item `index` of an array of `kind` at `address`."""
-
-    @intrinsic  # type: ignore[untyped-decorator]
-    def load(_typing: Any, address: Any, index: Any) -> Any:
-        def generate(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
-            pointer = builder.inttoptr(values[0], context.get_value_type(kind).as_pointer())
-            loaded = builder.load(builder.gep(pointer, [values[1]]))
-            return builder.zext(loaded, context.get_value_type(types.int64))
-
-        return types.int64(types.int64, types.int64), generate
-
-    return load
-
-
-_load8, _load16, _load32 = _loader(types.uint8), _loader(types.uint16), _loader(types.uint32)
+_load8, _load16, _load32 = (loader(kind, types.int64) for kind in (types.uint8, types.uint16, types.uint32))
 
 
 @inner

@@ -29,6 +29,7 @@ def data(run: Run, row: int = 0) -> dict[str, Any]:
         "rows": run.rows,
         "row": row,
         "prefill": round(run.prefill_s * MICRO),
+        "opens": run.prefills == 0,
         "prompts": [list(line) for line in run.prompts] if said is None else said.prompts,
         "pieces": None if said is None else said.outputs,
         "ids": list(ids),

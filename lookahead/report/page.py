@@ -50,7 +50,7 @@ def page(run: Run, *, title: str = TITLE, row: int = 0) -> str:
 
 def fragment(run: Run) -> str:
     """Return the page in a frame of its own, for a notebook."""
-    about = f"{run.tokens} tokens in {len(run.passes) + 1} passes"
+    about = f"{run.tokens} tokens in {run.forwards} passes"
     return (
         f'<iframe title="{about}" sandbox="allow-scripts" width="100%" height="{HEIGHT}" '
         f'style="border:0;width:100%;height:{HEIGHT}px" srcdoc="{escape(page(run))}"></iframe>'
@@ -64,7 +64,7 @@ def figures(run: Run) -> dict[str, str]:
     timed = run.seconds > 0
     return {
         "tokens": f"{written:,}{rows}",
-        "passes": f"{len(run.passes) + 1:,}",
+        "passes": f"{run.forwards:,}",
         "tokens per pass": f"{run.tokens_per_pass:.2f}",
         "seconds": f"{run.seconds:.2f}" if timed else UNKNOWN,
         "tokens per second": f"{written / run.seconds:,.0f}" if timed else UNKNOWN,

@@ -1,6 +1,6 @@
 "use strict";
 
-// The run: step 0 is the prefill, step i the i-th pass.
+// The run: step 0 is the prefill, step i the i-th pass. A pass that ran the prompt, too, has left no token to step 0.
 const run = JSON.parse(document.getElementById("run").textContent);
 const PARTS = run.parts;
 const STEPS = run.passes.length;
@@ -26,7 +26,7 @@ class Row {
     this.number = number;
     this.tokens = run.outputs[number] ?? null;
     this.pieces = run.pieces?.[number] ?? null;
-    const committed = [1, ...run.passes.map((pass) => pass[1][number] ?? 0)];
+    const committed = [run.opens ? 0 : 1, ...run.passes.map((pass) => pass[1][number] ?? 0)];
     const room = this.tokens ? this.tokens.length : Infinity;
     this.bounds = [0];
     for (const count of committed) this.bounds.push(Math.min(this.bounds.at(-1) + count, room));

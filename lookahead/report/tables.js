@@ -70,6 +70,7 @@ function showTotals() {
 /** What a step brought in a row, in a sentence. */
 function sentence(row, step) {
   const [from, to] = row.span(step);
+  if (step === 0 && run.opens) return "The prompt ran together with the first draft: its tokens came with pass 1.";
   if (to === from) return step ? "This row got no token: it was done, or waited for the others." : "No token.";
   if (step === 0) return "The prefill read the prompt, and the model picked the first token.";
   const accepted = row.origins(step).filter(Boolean).length;

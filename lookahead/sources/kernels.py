@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit
-from numba.extending import register_jitable
+from numba import njit, types
+from numba.extending import intrinsic, register_jitable
 from numpy.typing import NDArray
 
 Records = NDArray[Any]
@@ -65,6 +65,26 @@ def _declare(function: Callable[..., Any], options: dict[str, Any]) -> Callable[
         function
     )
     return declared
+
+
+def loader(kind: Any, to: Any) -> Callable[..., Any]:
+    """Return a function for kernels that reads item `index` of an array of `kind` at `address`, as a number of `to`.
+
+    Args:
+        kind, to: types of numba, whole numbers; `kind` has no sign, and `to` no fewer bits.
+    """
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def load(_typing: Any, address: Any, index: Any) -> Any:
+        def generate(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+            pointer = builder.inttoptr(values[0], context.get_value_type(kind).as_pointer())
+            loaded = builder.load(builder.gep(pointer, [values[1]]))
+            return loaded if kind.bitwidth == to.bitwidth else builder.zext(loaded, context.get_value_type(to))
+
+        return to(types.int64, types.int64), generate
+
+    loaded: Callable[..., Any] = load
+    return loaded
 
 
 def records(length: int, /, **fields: str) -> Records:

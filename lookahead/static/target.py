@@ -110,6 +110,11 @@ class StaticTarget:
         return self._space.cache
 
     @property
+    def used(self) -> int:
+        """Slots of its cache in use."""
+        return int(self.cache.used)
+
+    @property
     def seconds(self) -> float:
         """What the latest call of the model took; on a GPU, from its first kernel to its last, once it has ended."""
         return self._watch.seconds
