@@ -268,7 +268,10 @@ def test_run_adds_up(case: Case) -> None:
     if case.nodes == 0:
         assert [max(one.committed) for one in run.passes] == [1] * (columns - run.prefills)
     if not (case.eos or case.criteria or case.stop_strings):
-        assert all(sum(one.committed[row] for one in run.passes) == columns - run.prefills for row in range(len(result.answers)))
+        assert all(
+            sum(one.committed[row] for one in run.passes) == columns - run.prefills
+            for row in range(len(result.answers))
+        )
     assert run.tokens_per_pass == columns / run.forwards
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import browser as chromium
@@ -234,6 +235,18 @@ def test_an_old_trace_and_a_run_without_passes(show: Show) -> None:
     assert text_of(tab, ".now") == ["+2"]
     for run in (Run(1, ()), Run(0, ())):
         goes(show(run), 0)
+
+
+def test_a_prompt_that_ran_with_the_first_draft(show: Show) -> None:
+    first, *others = EXAMPLE.passes
+    tab = show(replace(EXAMPLE, passes=(replace(first, opens=True), *others)))
+    tab.press("home")
+    goes(tab, 0)
+    assert "first draft" in text_of(tab, "#came")[0]
+    assert text_of(tab, ".now") == []
+    tab.press("right")
+    goes(tab, 1)
+    assert text_of(tab, ".now")[0].startswith(text_of(tab, "#text .token")[0])
 
 
 def test_ids_where_no_tokenizer_is_known(show: Show) -> None:

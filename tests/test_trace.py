@@ -66,6 +66,14 @@ def test_a_run_reads_back_as_it_was(run: Run) -> None:
     assert again(back) == back
 
 
+def test_a_run_whose_prompt_ran_with_the_first_draft_has_no_prefill() -> None:
+    run = Run(6, (Pass(9, (4,), opens=True), Pass(9, (2,))))
+    assert again(run) == run
+    assert (run.prefills, run.forwards, run.tokens_per_pass) == (0, 2, 3.0)
+    other = replace(run, passes=(Pass(9, (3,)), Pass(9, (2,))))
+    assert (other.prefills, other.forwards, other.tokens_per_pass) == (1, 3, 2.0)
+
+
 @pytest.mark.parametrize("tokens", [0, 1, 7])
 def test_a_run_without_passes_reads_back(tokens: int) -> None:
     assert again(Run(tokens, ())) == Run(tokens, ())
@@ -244,6 +252,7 @@ BAD_TREES = [
         (2, "committed", [None, 2, {}, "12", [1, None], [1.0, 1], [True, 1], [-1, 1]]),
         *((1, each.name, WRONG_NUMBERS) for each in fields(Pass) if each.type == "float"),
         (2, "why", [None, 3, ["pays"]]),
+        (1, "opens", [None, 0, 1, "true", []]),
         (2, "sources", [None, [], 3, {"a": 1}, {"a": None}, {"a": [1, 2]}, {"a": {"run": 1}}]),
         *((1, "sources", [{"a": [wrong, 0, 0.0]}, {"a": [0, wrong, 0.0]}]) for wrong in WRONG_COUNTS),
         *((1, "sources", [{"a": [0, 0, wrong]}]) for wrong in WRONG_NUMBERS),
