@@ -14,23 +14,24 @@ _WIDEST = 6.0  # log-odds of a claim
 _DEEP = np.log(3.0)  # of a node that is not under the root, as far as one depth stands for all
 _MEMORY = 0.98  # of what is known, after one more draft
 _WORTH = 4.0  # nodes that a draft counts for at most: they are right or wrong together
-_START = np.array([1.0, 0.0, 0.0, 1.0, 0.0])  # claims are chances
+_START = np.array([1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0])  # claims are chances
 _TEXTS = 8  # that count for what is usual
-_FIRST = np.array([60.0, 15.0, 15.0, 60.0, 15.0])  # how firmly that is believed when a text begins,
-_FIRM = np.array([10.0, 0.3, 0.3, 10.0, 0.3])  # and later on
-_N, _UNDER = len(_START), 3  # coefficients, and the first of those for nodes under the root
+_FIRST = np.array([60.0, 15.0, 15.0, 15.0, 60.0, 15.0, 15.0])  # how firmly that is believed when a text begins,
+_FIRM = np.array([10.0, 0.3, 0.3, 0.3, 10.0, 0.3, 0.3])  # and later on
+_N, _UNDER = len(_START), 4  # coefficients, and the first of those for nodes under the root
 _RANKS = 4097
-_SHARE = 0.5  # of a draft's own chances in what its nodes are expected to bring; the rest is the usual of their rank
+_SHARE = 0.75  # of a draft's own chances in what its nodes are expected to bring; the rest is the usual of their rank
 _DOUBT, _OFTEN = 4.0, 48.0  # drafts that an average needs to be believed half, and after which old ones fade
 
 
 class Trust:
     """Turns the path weights of drafts into chances, by what became of earlier nodes.
 
-    The log-odds of a chance are a line in the log-odds of the claim (Platt 1999) and the log of the depth, another one
-    for the nodes under the root, fitted online by Newton's method with a short memory: how far a drafter can be
-    believed differs from text to text. A drafter that gives all its nodes the weight 1 is found out by the depth. What
-    a grammar forces is as likely as what is above it.
+    The log-odds of a chance are a line in the log-odds of the claim (Platt 1999) and the logs of the depth and of the
+    rank, that is how many nodes of the draft claim more; another one for the nodes under the root. They are fitted
+    online by Newton's method with a short memory: how far a drafter can be believed differs from text to text. A
+    drafter that gives all its nodes the weight 1 is found out by the depth. What a grammar forces is as likely as what
+    is above it.
 
     Chances of one draft err together, and drafts that promise much keep less. So what the n-th node of a draft brings,
     by falling claims, is expected to lie between its own chance and what n-th nodes brought of late.
@@ -50,8 +51,8 @@ class Trust:
 
     def chances(self, draft: Draft) -> FloatArray:
         """Return [N] float32: the chance that each node is accepted; never more than its parent's, 0 for probes."""
-        claims, chances = np.ones(len(draft), np.float32), np.ones(len(draft), np.float32)
-        _judge(draft.parents, draft.weight, draft.probe, draft.source, self._line, claims, chances)
+        chances = np.ones(len(draft), np.float32)
+        _judge(draft.parents, draft.weight, draft.probe, draft.source, self._line, chances)
         return chances
 
     def expect(self, draft: Draft, expected: NDArray[np.float64]) -> int:
@@ -79,7 +80,9 @@ class Trust:
 
     @property
     def line(self) -> NDArray[np.float64]:
-        """[5] what turns claims into chances: slope, intercept, slope by depth; slope and intercept under the root."""
+        """[7] what turns claims into chances: slope, intercept, slopes by depth and rank; for nodes under the root the
+        same but for the depth.
+        """
         return self._line
 
 
@@ -106,15 +109,15 @@ def _certain(weight, source):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _chance(line, claim, depth, x):  # type: ignore[no-untyped-def]
+def _chance(line, claim, depth, rank, x):  # type: ignore[no-untyped-def]
     """Return the chance of a node, and set what it is a line in."""
     odds = np.log(max(claim, 1e-6) / max(1.0 - claim, 1e-6))
     odds = max(min(odds, _WIDEST), -_WIDEST)
     x[:] = 0.0
     if depth == 1:
-        x[3], x[4] = odds, 1.0
+        x[4], x[5], x[6] = odds, 1.0, np.log(1.0 + rank)
     else:
-        x[0], x[1], x[2] = odds, 1.0, np.log(depth)
+        x[0], x[1], x[2], x[3] = odds, 1.0, np.log(depth), np.log(1.0 + rank)
     z = 0.0
     for a in range(_N):
         z += line[a] * x[a]
@@ -130,36 +133,55 @@ def _claim(line, ranks, gains, part, claims):  # type: ignore[no-untyped-def]
         own = _SHARE + (1.0 - _SHARE) * _DOUBT / seen
         chance = (part * gains[rank] - (1.0 - _SHARE) * ranks[0, rank] / seen) / own
         chance = min(max(chance, 1e-6), 1.0 - 1e-6)
-        z = np.log(chance / (1.0 - chance))
-        odds = min((z - line[4]) / line[3], (z - line[1] - line[2] * _DEEP) / line[0])
+        z, late = np.log(chance / (1.0 - chance)), np.log(1.0 + rank)
+        under = (z - line[5] - line[6] * late) / line[4]
+        odds = min(under, (z - line[1] - line[2] * _DEEP - line[3] * late) / line[0])
         least = max(least, 1.0 / (1.0 + np.exp(-max(min(odds, _WIDEST), -_WIDEST))))
         claims[rank] = least
 
 
 @njit(cache=True)
-def _judge(parents, weight, probe, source, line, claims, chances):  # type: ignore[no-untyped-def]
-    """Fill claims (path weights) and chances; both are 1 at the root."""
-    depth, x = np.zeros(len(parents), np.int64), np.empty(_N)
+def _order(parents, weight, source, probe):  # type: ignore[no-untyped-def]
+    """Return of all nodes the claims (path weights), depths and ranks, and the acceptable ones by falling claims.
+
+    What a grammar forces is no deeper than what is above it.
+    """
+    n, count = len(parents), 0
+    claims, depth, ranks = np.ones(n, np.float32), np.zeros(n, np.int64), np.zeros(n, np.int64)
+    for i in range(1, n):
+        above = parents[i]
+        claims[i] = claims[above] * weight[i]
+        depth[i] = depth[above] + (0 if _certain(weight[i], source[i]) else 1)
+    order = np.argsort(-claims, kind="mergesort")
+    for i in order:
+        ranks[i] = count
+        if i > 0 and not probe[i]:
+            order[count] = i
+            count += 1
+    return claims, depth, ranks, order[:count]
+
+
+@njit(cache=True)
+def _judge(parents, weight, probe, source, line, chances):  # type: ignore[no-untyped-def]
+    """Fill chances, 1 at the root; return claims, depths and ranks, and the order of the nodes."""
+    x = np.empty(_N)
+    claims, depth, ranks, order = _order(parents, weight, source, probe)
     for i in range(1, len(parents)):
-        above, certain = parents[i], _certain(weight[i], source[i])
-        claims[i], depth[i] = claims[above] * weight[i], depth[above] + (0 if certain else 1)
-        chance = chances[above]
-        if not certain:
-            chance = min(_chance(line, claims[i], depth[i], x), chance)
+        chance = chances[parents[i]]
+        if not _certain(weight[i], source[i]):
+            chance = min(_chance(line, claims[i], depth[i], ranks[i], x), chance)
         chances[i] = 0.0 if probe[i] or claims[i] == 0.0 else chance
+    return claims, depth, ranks, order
 
 
 @njit(cache=True)
 def _expect(parents, weight, probe, source, line, ranks, out):  # type: ignore[no-untyped-def]
-    n, rank = len(parents), 0
-    claims, chances = np.ones(n, np.float32), np.ones(n, np.float32)
-    _judge(parents, weight, probe, source, line, claims, chances)
-    for i in np.argsort(-claims, kind="mergesort"):
-        if i > 0 and not probe[i]:
-            usual = (ranks[0, rank] + _DOUBT * chances[i]) / (ranks[1, rank] + _DOUBT)
-            out[rank] = _SHARE * chances[i] + (1.0 - _SHARE) * usual if chances[i] > 0.0 else 0.0
-            rank += 1
-    return rank
+    chances = np.ones(len(parents), np.float32)
+    _, _, _, order = _judge(parents, weight, probe, source, line, chances)
+    for rank, i in enumerate(order):
+        usual = (ranks[0, rank] + _DOUBT * chances[i]) / (ranks[1, rank] + _DOUBT)
+        out[rank] = _SHARE * chances[i] + (1.0 - _SHARE) * usual if chances[i] > 0.0 else 0.0
+    return len(order)
 
 
 @njit(cache=True)
@@ -176,12 +198,28 @@ def _add(parents, weight, probe, source, line, ranks, expected):  # type: ignore
 def _observe(known, parents, weight, probe, places, source, tokens, usual, line, firm, ranks):  # type: ignore[no-untyped-def]
     """Move the line (by a step of Newton's method), how firmly it is known, and the counts of the n-th nodes."""
     n = len(parents)
-    claims, chances = np.ones(n, np.float32), np.ones(n, np.float32)
-    _judge(parents, weight, probe, source, line, claims, chances)
+    chances = np.ones(n, np.float32)
+    claims, depth, late, order = _judge(parents, weight, probe, source, line, chances)
     # 1 on the way of the text, 0 off it, -1 beyond its last token, where nobody knows.
     there, slope, curvature = np.ones(n, np.int8), np.zeros(_N), np.zeros((_N, _N))
-    under, deeper = _learn(known, parents, weight, probe, places, source, tokens, line, there, slope, curvature)
-    _rank(claims, chances, probe, there, ranks)
+    for i in range(1, n):
+        there[i] = there[parents[i]]
+        if there[i] == 1:
+            there[i] = -1 if places[i] > len(tokens) else known[i] == tokens[places[i] - 1]
+    under, deeper, x = 0.0, 0.0, np.empty(_N)
+    for i in range(1, n):
+        if there[i] < 0 or probe[i] or _certain(weight[i], source[i]) or claims[i] == 0.0:
+            continue
+        chance = _chance(line, claims[i], depth[i], late[i], x)
+        if depth[i] == 1:
+            under += 1.0
+        else:
+            deeper += 1.0
+        for a in range(_N):
+            slope[a] += (there[i] - chance) * x[a]
+            for b in range(_N):
+                curvature[a, b] += chance * (1.0 - chance) * x[a] * x[b]
+    _rank(order, chances, there, ranks)
     for a in range(_N):
         worth = min(1.0, _WORTH / max(under if a >= _UNDER else deeper, 1.0))
         slope[a] = worth * slope[a] + (1.0 - _MEMORY) * _FIRM[a] * (usual[a] - line[a])
@@ -191,7 +229,8 @@ def _observe(known, parents, weight, probe, places, source, tokens, usual, line,
     _solve(firm.copy(), slope)
     for a in range(_N):
         line[a] += slope[a]
-    line[0], line[3] = max(line[0], 0.1), max(line[3], 0.1)
+    line[0], line[_UNDER] = max(line[0], 0.1), max(line[_UNDER], 0.1)
+    line[_UNDER - 1], line[_N - 1] = min(line[_UNDER - 1], 0.0), min(line[_N - 1], 0.0)  # by rank
 
 
 @njit(cache=True)
@@ -211,46 +250,11 @@ def _solve(matrix, x):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _learn(known, parents, weight, probe, places, source, tokens, line, there, slope, curvature):  # type: ignore[no-untyped-def]
-    """Add what the nodes of a draft say to slope and curvature of the likelihood.
-
-    Return how many nodes under the root, and how many deeper ones, say something.
-
-    Args:
-        there: set to 1 for nodes on the way of the text, 0 off it, -1 beyond its last token, where nobody knows.
-    """
-    n = len(parents)
-    claims, depth, x = np.ones(n), np.zeros(n, np.int64), np.empty(_N)
-    under, deeper = 0.0, 0.0
-    for i in range(1, n):
-        above, certain = parents[i], _certain(weight[i], source[i])
-        claims[i], depth[i] = claims[above] * weight[i], depth[above] + (0 if certain else 1)
-        there[i] = there[above]
-        if there[above] == 1:
-            there[i] = -1 if places[i] > len(tokens) else known[i] == tokens[places[i] - 1]
-        if there[i] < 0 or probe[i] or certain or claims[i] == 0.0:
-            continue
-        chance = _chance(line, claims[i], depth[i], x)
-        if depth[i] == 1:
-            under += 1.0
-        else:
-            deeper += 1.0
-        for a in range(_N):
-            slope[a] += (there[i] - chance) * x[a]
-            for b in range(_N):
-                curvature[a, b] += chance * (1.0 - chance) * x[a] * x[b]
-    return under, deeper
-
-
-@njit(cache=True)
-def _rank(claims, chances, probe, there, ranks):  # type: ignore[no-untyped-def]
+def _rank(order, chances, there, ranks):  # type: ignore[no-untyped-def]
     """Count which of the nodes, by falling claims, were right."""
-    rank = 0
-    for i in np.argsort(-claims, kind="mergesort"):
-        if i > 0 and not probe[i] and rank < ranks.shape[1]:
-            if ranks[1, rank] >= _OFTEN:
-                ranks[0, rank] *= 0.5
-                ranks[1, rank] *= 0.5
-            ranks[0, rank] += chances[i] if there[i] < 0 else there[i]
-            ranks[1, rank] += 1.0
-            rank += 1
+    for rank, i in enumerate(order[: ranks.shape[1]]):
+        if ranks[1, rank] >= _OFTEN:
+            ranks[0, rank] *= 0.5
+            ranks[1, rank] *= 0.5
+        ranks[0, rank] += chances[i] if there[i] < 0 else there[i]
+        ranks[1, rank] += 1.0
