@@ -109,7 +109,7 @@ class Budget:
         key = rows, ((kind, counts), device, model)
         if key not in self._curves:
             self._curves[key] = self._new_curve(rows, device, model, counts, measured)
-            self._rates[key], self._trusts[key] = UsualRate(), UsualTrust()
+            self._rates[key], self._trusts[key] = UsualRate(), UsualTrust(guided=guided)
             self._switches[key], self._growths[key] = Switch(explore=ASKING * self.explore), Slope()
         trust, rate = self._trusts[key].begin(), self._rates[key].begin()
         curve, growing, usual = self._curves[key], self._growths[key], self._switches[key]

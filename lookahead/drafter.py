@@ -61,8 +61,8 @@ class Drafter(ABC):
         """Return a draft of at most `budget` nodes below the root.
 
         Args:
-            context: [L] int32, prompt and committed tokens of this row; `context[-1]` is the draft's node 0. A
-                read-only view that is valid during the call only.
+            context: [L] int32, prompt and committed tokens of this row, of which there may be none yet; `context[-1]`
+                is the draft's node 0. A read-only view that is valid during the call only.
             budget: nodes that the step may spend; what is above it is cut by path weight.
         """
 

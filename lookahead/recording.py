@@ -88,7 +88,7 @@ def _masks_ask() -> bool:
     return False
 
 
-class Pass(nn.Module):
+class PurePass(nn.Module):
     """A pass as a function of tensors alone.
 
     Args:
@@ -157,7 +157,7 @@ class Pass(nn.Module):
 
 
 def run(module: Any, *tensors: Tensor) -> Tensor:
-    """Return the logits of a recorded pass; the tensors are those of `Pass.forward`."""
+    """Return the logits of a recorded pass; the tensors are those of `PurePass.forward`."""
     with torch.inference_mode(), _JIT.optimized_execution(False):
         logits: Tensor = module(*tensors)
     return logits
@@ -168,7 +168,7 @@ def said(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def record(written: Pass, cache: TreeCache, packs: Packs | None) -> Any:
+def record(written: PurePass, cache: TreeCache, packs: Packs | None) -> Any:
     """Return the recording of a pass, whose `packs` are set.
 
     Made in a thread of its own: torch keeps, for each operation, all that was being called when it was recorded.
@@ -201,7 +201,7 @@ def record(written: Pass, cache: TreeCache, packs: Packs | None) -> Any:
     return found[0]
 
 
-def _tried(written: Pass, cache: TreeCache, packs: Packs | None) -> Any:
+def _tried(written: PurePass, cache: TreeCache, packs: Packs | None) -> Any:
     factors, short = [] if packs is None else _factors(written, cache), written.short
     parts = [part for one in factors for part in one.parts]
     for tried in (factors, parts) if len(parts) > len(factors) else (factors,):  # by weights together, and by each
@@ -214,14 +214,14 @@ def _tried(written: Pass, cache: TreeCache, packs: Packs | None) -> Any:
     return _shortened(written, cache)
 
 
-def _factors(written: Pass, cache: TreeCache) -> list[Factor]:
+def _factors(written: PurePass, cache: TreeCache) -> list[Factor]:
     """Return what a pass multiplies by."""
     with torch.no_grad(), noting(written.model) as noted:
         written(*_example(written, cache, *_EXAMPLES[written.kind][1]))
     return noted.factors
 
 
-def _shortened(written: Pass, cache: TreeCache) -> Any:
+def _shortened(written: PurePass, cache: TreeCache) -> Any:
     if written.short:
         try:
             return _compared(written, cache)
@@ -234,7 +234,7 @@ def _shortened(written: Pass, cache: TreeCache) -> Any:
     return _compared(written, cache)
 
 
-def _compared(written: Pass, cache: TreeCache) -> Any:
+def _compared(written: PurePass, cache: TreeCache) -> Any:
     global _made
     count = sum(1 for _ in written.modules())
     if _made + count > _MOST:
@@ -259,7 +259,7 @@ def _compared(written: Pass, cache: TreeCache) -> Any:
     return script
 
 
-def _compare(written: Pass, script: Any, tensors: Sequence[Tensor]) -> None:
+def _compare(written: PurePass, script: Any, tensors: Sequence[Tensor]) -> None:
     """Raise `Refused` unless a recording leaves the bits of the pass; logits of few rows may round otherwise."""
     again = [one if one.is_mkldnn else one.clone() for one in tensors]
     expected, logits = written(*tensors), run(script, *again)
@@ -273,7 +273,7 @@ def _compare(written: Pass, script: Any, tensors: Sequence[Tensor]) -> None:
         raise Refused("recorded, it computes something else")
 
 
-def costs_of(script: Any, written: Pass, cache: TreeCache) -> Costs | None:
+def costs_of(script: Any, written: PurePass, cache: TreeCache) -> Costs | None:
     """Measure what passes over trees of growing sizes take, until their best tokens are known."""
     table = written.table
     used = min(cache.used, _BEHIND)  # each example has keys and values of its own
@@ -294,8 +294,8 @@ def costs_of(script: Any, written: Pass, cache: TreeCache) -> Costs | None:
     return lambda nodes: np.interp(nodes, known, seconds) + slope * np.maximum(nodes - known[-1], 0.0)
 
 
-def _example(written: Pass, cache: TreeCache, nodes: int, used: int) -> tuple[Tensor, ...]:
-    """Return what `Pass.forward` takes for random trees behind a random context."""
+def _example(written: PurePass, cache: TreeCache, nodes: int, used: int) -> tuple[Tensor, ...]:
+    """Return what `PurePass.forward` takes for random trees behind a random context."""
     random = torch.Generator().manual_seed(nodes)
     held, end, dtype = cache.buffers(0), used + nodes, cache.attention[0].dtype
     batch = held[0].shape[0]

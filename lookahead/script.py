@@ -25,7 +25,20 @@ from lookahead.cost import Costs
 from lookahead.families import Family
 from lookahead.model_state import state_of
 from lookahead.packing import Pack, Packs, available
-from lookahead.recording import KINDS, NODE, OPENING, PADDED, PROMPT, TREE, Pass, Refused, costs_of, record, run, said
+from lookahead.recording import (
+    KINDS,
+    NODE,
+    OPENING,
+    PADDED,
+    PROMPT,
+    TREE,
+    PurePass,
+    Refused,
+    costs_of,
+    record,
+    run,
+    said,
+)
 from lookahead.static.choice import reason_against
 
 WORTH = 256  # passes after which a recording has been worth its time, which is that of some two hundred
@@ -263,7 +276,7 @@ class Scripts:
             self._require_possible(kind, model)
             if self._packs is not None:
                 self._packs.settle()
-            written = Pass(kind, model, self._family, cache.layers, names)
+            written = PurePass(kind, model, self._family, cache.layers, names)
             module = record(written, cache, self._packs)
             costs = costs_of(module, written, cache) if kind == TREE else None
         except Exception as error:  # a model may do anything; as it is written it runs all the same

@@ -20,7 +20,9 @@ _FIRST = np.array([60.0, 15.0, 15.0, 15.0, 60.0, 15.0, 15.0])  # how firmly that
 _FIRM = np.array([10.0, 0.3, 0.3, 0.3, 10.0, 0.3, 0.3])  # and later on
 _N, _UNDER = len(_START), 4  # coefficients, and the first of those for nodes under the root
 _RANKS = 4097
-_SHARE = 0.75  # of a draft's own chances in what its nodes are expected to bring; the rest is the usual of their rank
+_SHARE, _GUIDED = 0.75, 0.25  # of a draft's own chances in what its nodes are expected to bring, and that under a
+# grammar, whose texts are more alike; the rest is the usual of their rank
+_BEFORE = 16.0  # drafts that earlier texts under a grammar count for at most in what is usual of a rank
 _DOUBT, _OFTEN = 4.0, 48.0  # drafts that an average needs to be believed half, and after which old ones fade
 
 
@@ -38,15 +40,23 @@ class Trust:
 
     Args:
         usual: the line that it begins with, and comes back to.
+        ranks: [2, R] of n-th nodes of earlier drafts, how many were right, and all of them; None: nothing is known.
+        share: of a node's own chance in what it is expected to bring.
 
     Attributes:
         drafts: that were taken in.
+        ranks: [2, R] n-th nodes that were right, and all; what it began with included.
     """
 
-    def __init__(self, usual: NDArray[np.float64] = _START) -> None:
-        self._line, self._usual = usual.copy(), usual
+    def __init__(
+        self,
+        usual: NDArray[np.float64] = _START,
+        ranks: NDArray[np.float64] | None = None,
+        share: float = _SHARE,
+    ) -> None:
+        self._line, self._usual, self._share = usual.copy(), usual, share
         self._known = np.diag(_FIRST)
-        self._ranks = np.zeros((2, _RANKS))  # n-th nodes that were right, and all
+        self.ranks = np.zeros((2, _RANKS)) if ranks is None else ranks.copy()
         self.drafts = 0
 
     def chances(self, draft: Draft) -> FloatArray:
@@ -57,7 +67,8 @@ class Trust:
 
     def expect(self, draft: Draft, expected: NDArray[np.float64]) -> int:
         """Add to `expected` [M + 1] what 0, 1, … nodes of a draft are expected to bring; return how many it has."""
-        return int(_add(draft.parents, draft.weight, draft.probe, draft.source, self._line, self._ranks, expected))
+        tree = draft.parents, draft.weight, draft.probe, draft.source
+        return int(_add(*tree, self._line, self.ranks, self._share, expected))
 
     def claims(self, gains: FloatArray, part: float = 1.0, out: FloatArray | None = None) -> FloatArray:
         """Return [A] float32: the least claims of the first, second, … nodes that are expected to bring `gains`.
@@ -67,7 +78,7 @@ class Trust:
             out: [A], takes what is returned.
         """
         claims = np.empty_like(gains) if out is None else out
-        _claim(self._line, self._ranks, gains, part, claims)
+        _claim(self._line, self.ranks, self._share, gains, part, claims)
         return claims
 
     def observe(self, draft: Draft, tokens: NDArray[np.int64]) -> None:
@@ -76,7 +87,7 @@ class Trust:
             return
         self.drafts += 1
         tree = draft.tokens, draft.parents, draft.weight, draft.probe, draft.depth, draft.source
-        _observe(*tree, tokens, self._usual, self._line, self._known, self._ranks)
+        _observe(*tree, tokens, self._usual, self._line, self._known, self.ranks)
 
     @property
     def line(self) -> NDArray[np.float64]:
@@ -87,10 +98,16 @@ class Trust:
 
 
 class UsualTrust:
-    """How far drafts could be believed in earlier texts: each begins with it, and soon goes its own way."""
+    """How far drafts could be believed in earlier texts: each begins with it, and soon goes its own way.
 
-    def __init__(self) -> None:
+    Args:
+        guided: whether the texts follow a grammar. Then they are alike, and what was usual of the ranks is handed on.
+    """
+
+    def __init__(self, *, guided: bool = False) -> None:
         self._line, self._texts = _START.copy(), 0
+        self._guided, self._ranks = guided, np.zeros((2, _RANKS))
+        self._before = self._ranks  # what the last text began with
         self._last = Trust()
 
     def begin(self) -> Trust:
@@ -98,7 +115,12 @@ class UsualTrust:
         if self._last.drafts:
             self._texts += 1
             self._line += (self._last.line - self._line) / min(self._texts, _TEXTS)
-        self._last = Trust(self._line.copy())
+            self._ranks = (1.0 - 1.0 / _TEXTS) * self._ranks + np.maximum(self._last.ranks - self._before, 0.0)
+        if self._guided:
+            seen = self._ranks[1]
+            self._before = self._ranks * (np.minimum(seen, _BEFORE) / np.maximum(seen, 1e-9))
+        share = _GUIDED if self._guided else _SHARE
+        self._last = Trust(self._line.copy(), self._before, share)
         return self._last
 
 
@@ -125,13 +147,13 @@ def _chance(line, claim, depth, rank, x):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _claim(line, ranks, gains, part, claims):  # type: ignore[no-untyped-def]
+def _claim(line, ranks, share, gains, part, claims):  # type: ignore[no-untyped-def]
     """Do the reverse of `_expect`, for nodes of any depth."""
     least = 0.0
     for rank in range(len(gains)):
         seen = ranks[1, rank] + _DOUBT
-        own = _SHARE + (1.0 - _SHARE) * _DOUBT / seen
-        chance = (part * gains[rank] - (1.0 - _SHARE) * ranks[0, rank] / seen) / own
+        own = share + (1.0 - share) * _DOUBT / seen
+        chance = (part * gains[rank] - (1.0 - share) * ranks[0, rank] / seen) / own
         chance = min(max(chance, 1e-6), 1.0 - 1e-6)
         z, late = np.log(chance / (1.0 - chance)), np.log(1.0 + rank)
         under = (z - line[5] - line[6] * late) / line[4]
@@ -175,19 +197,19 @@ def _judge(parents, weight, probe, source, line, chances):  # type: ignore[no-un
 
 
 @njit(cache=True)
-def _expect(parents, weight, probe, source, line, ranks, out):  # type: ignore[no-untyped-def]
+def _expect(parents, weight, probe, source, line, ranks, share, out):  # type: ignore[no-untyped-def]
     chances = np.ones(len(parents), np.float32)
     _, _, _, order = _judge(parents, weight, probe, source, line, chances)
     for rank, i in enumerate(order):
         usual = (ranks[0, rank] + _DOUBT * chances[i]) / (ranks[1, rank] + _DOUBT)
-        out[rank] = _SHARE * chances[i] + (1.0 - _SHARE) * usual if chances[i] > 0.0 else 0.0
+        out[rank] = share * chances[i] + (1.0 - share) * usual if chances[i] > 0.0 else 0.0
     return len(order)
 
 
 @njit(cache=True)
-def _add(parents, weight, probe, source, line, ranks, expected):  # type: ignore[no-untyped-def]
+def _add(parents, weight, probe, source, line, ranks, share, expected):  # type: ignore[no-untyped-def]
     gains = np.empty(len(parents), np.float32)
-    used, brings = _expect(parents, weight, probe, source, line, ranks, gains), 0.0
+    used, brings = _expect(parents, weight, probe, source, line, ranks, share, gains), 0.0
     for n in range(1, len(expected)):
         brings += gains[n - 1] if n <= used else 0.0
         expected[n] += brings

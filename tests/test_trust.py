@@ -207,7 +207,7 @@ def chance(trust: Trust, claim: float, depth: int, rank: int) -> float:
 
 def brings(trust: Trust, rank: int, own: float) -> float:
     """Return what the node of that rank brings: nearer to its own chance than to what was usual there."""
-    right, seen = trust._ranks[:, rank]
+    right, seen = trust.ranks[:, rank]
     return 0.75 * own + 0.25 * (right + 4.0 * own) / (seen + 4.0)
 
 
@@ -264,6 +264,30 @@ def test_claims_are_the_least_that_bring_the_gains(
 def test_before_anything_is_known_gains_are_claimed() -> None:
     gains = np.array([0.1, 0.5, 0.9], np.float32)
     assert Trust().claims(gains) == pytest.approx(gains, abs=1e-3)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_texts_under_a_grammar_hand_on_what_was_usual_of_the_ranks(guided: bool) -> None:
+    """It counts for some drafts, and what a text began with is not taken in again with what it has shown."""
+    usual, chain = UsualTrust(guided=guided), Draft.chain(range(1, 6), weight=0.5)
+    for _ in range(40):
+        text = usual.begin()
+        for _ in range(3):
+            text.observe(chain, np.array([2, 3, NEVER]))
+    began = usual.begin()
+    if not guided:
+        assert not began.ranks.any()
+        return
+    right, seen = began.ranks[:, :5]
+    assert (right[:4] / seen[:4]).tolist() == pytest.approx([1.0, 1.0, 0.0, 0.0], abs=1e-9)
+    assert seen[:4].tolist() == pytest.approx([16.0] * 4)
+    assert seen[4] == 0.0
+    first, second, third, _ = gains_of(began, chain)
+    assert min(first, second) > 0.7
+    assert third < 0.3
+    for _ in range(200):
+        began.observe(chain, np.array([2, 3, 4, 5]))
+    assert gains_of(began, chain).min() > 0.8, "and is soon outvoted"
 
 
 # Texts one after another
