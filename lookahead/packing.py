@@ -108,6 +108,11 @@ class Pack:
             self.packed = _OPS.mkldnn._reorder_linear_weight(_whole(self._factor))
         self._seen = seen
 
+    @property
+    def storages(self) -> list[Any]:
+        """The memory of the weights, which stays as long as somebody holds it."""
+        return [one.untyped_storage() for one in self._factor.weights]
+
     def right(self) -> bool:
         """Whether products by the copy are those by the weights: to the bit in 16 bits, to rounding in 32."""
         weight = _whole(self._factor)
@@ -174,8 +179,9 @@ class Packs:
         """
         if self.nbytes < _LITTLE:
             self._refresh()
-        else:
-            self._looking = _Looking(self._refresh)
+            return
+        packs = [pack for _, pack in list(self._of.values()) if pack is not None]
+        self._looking = _Looking(self._refresh, [one for pack in packs for one in pack.storages])
 
     def settle(self) -> None:
         """Wait until all copies are of what the weights were at the last `refresh`, or later.
@@ -200,10 +206,14 @@ class Packs:
 
 
 class _Looking:
-    """Something done in a thread of its own, whose failure is told to who waits for it."""
+    """Something done in a thread of its own, whose failure is told to who waits for it.
 
-    def __init__(self, work: Callable[[], None]) -> None:
-        self._work = work
+    Args:
+        held: memory that it reads; a call may end, and a weight be given other memory, before it is done.
+    """
+
+    def __init__(self, work: Callable[[], None], held: Sequence[Any]) -> None:
+        self._work, self.held = work, held
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="lookahead-weights", daemon=True)
         self._thread.start()
@@ -213,6 +223,8 @@ class _Looking:
             self._work()
         except BaseException as error:
             self._failure = error
+        finally:
+            self.held = ()
 
     def wait(self) -> None:
         """Wait until it is done."""

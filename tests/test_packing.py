@@ -6,6 +6,7 @@ import copy
 import gc
 import subprocess
 import sys
+import threading
 import weakref
 from pathlib import Path
 from typing import Any
@@ -570,3 +571,30 @@ def test_what_the_machine_says_is_free(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(packing, "_said_free", lambda: None)
     monkeypatch.setattr(packing, "_left_in_group", lambda: None)
     assert packing._room() == packing._SURELY
+
+
+def test_memory_that_is_looked_at_stays_until_that_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call may end without a recorded pass, and its model then get other weights."""
+    monkeypatch.setattr(packing, "_LITTLE", 0)
+    begins, mix = threading.Event(), packing._mix
+
+    def late(places: np.ndarray, found: np.ndarray) -> None:
+        assert begins.wait(60)
+        mix(places, found)
+
+    weight = nn.Parameter(torch.randn(256, 256))
+    packs = packing.Packs(1 << 30)
+    pack = packs.find(packing.Factor((weight,)))
+    assert pack is not None
+    before, old = pack.packed, weight.data_ptr()
+    monkeypatch.setattr(packing, "_mix", late)
+    packs.refresh()
+    looking = packs._looking
+    assert looking is not None
+    weight.data = torch.randn(256, 256)
+    assert [one.data_ptr() for one in looking.held] == [old]
+    begins.set()
+    packs.settle()
+    assert pack.packed is before, "the memory that was looked at is as it was"
+    assert looking.held == ()
+    assert packs._looking is None
