@@ -598,3 +598,32 @@ def test_memory_that_is_looked_at_stays_until_that_is_done(monkeypatch: pytest.M
     assert pack.packed is before, "the memory that was looked at is as it was"
     assert looking.held == ()
     assert packs._looking is None
+
+
+def test_a_pass_waits_until_all_weights_were_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "_LITTLE", 0)
+    model, given_ids = fresh(), ids_of() | {"max_new_tokens": 8}
+    la = Lookahead(model, nodes=4, script=True)
+    for _ in range(2):
+        before = la.generate(**given_ids)
+    begins, mix, wait = threading.Event(), packing._mix, packing._Looking.wait
+
+    def late(places: np.ndarray, found: np.ndarray) -> None:
+        begins.wait(60)
+        mix(places, found)
+
+    def waits(self: Any) -> None:
+        begins.set()
+        wait(self)
+
+    monkeypatch.setattr(packing, "_mix", late)
+    monkeypatch.setattr(packing._Looking, "wait", waits)
+    with torch.no_grad():
+        model.lm_head.weight.neg_()
+    found = la.generate(**given_ids)
+    waited = begins.is_set()
+    begins.set()
+    assert waited
+    expected = model.generate(**given_ids)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, before)
